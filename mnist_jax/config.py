@@ -1,0 +1,199 @@
+"""Everything that decides a run, in one place: the Config, its validation, its command line.
+
+Imports no jax, so that `--help` and a wrong flag are answered at once.
+"""
+
+import argparse
+import dataclasses
+import json
+import runpy
+import sys
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, Union
+
+import rich.console
+import rich.panel
+import tyro
+
+from mnist_jax.errors import ConfigError
+
+
+class Range(NamedTuple):
+    """The allowed values of a number: `low <= value < high`, as in Python's range."""
+
+    low: float
+    high: float = float("inf")
+
+    def __str__(self) -> str:
+        below = "" if self.high == float("inf") else f" and below {self.high}"
+        return f"at least {self.low}{below}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One training run. The defaults are the classic Keras lesson, number for number."""
+
+    dataset: Literal["mnist", "fashion_mnist", "mnist_sample"] = "mnist"
+    """What to train on. mnist_sample: 5,000 MNIST digits that come with the package."""
+    data_dir: str = "~/tensorflow_datasets"
+    """Where TFDS keeps prepared datasets, and we their decoded arrays."""
+    manual_dir: str | None = None
+    """A directory with the four official IDX files (*-ubyte.gz), used instead of a download."""
+    require_full_data: bool = False
+    """Fail rather than train on mnist_sample when mnist cannot be had."""
+    validation_size: Annotated[int, Range(0)] = 0
+    """Hold out this many examples from the end of the training set. They are then evaluated after
+    each epoch, and the test set once, at the end."""
+
+    hidden_sizes: tuple[Annotated[int, Range(1)], ...] = (512,)
+    """Units of each hidden layer; all have relu, Glorot-uniform kernels and zero biases."""
+    matmul_precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
+    """Precision of matrix products. Below float32, TPUs and GPUs are faster and less exact."""
+
+    optimizer: Literal["rmsprop", "adam", "adamw", "sgd"] = "rmsprop"
+    """The update rule. A setting below that the chosen rule does not use is refused."""
+    learning_rate: Annotated[float, Range(0)] = 1e-3
+    """The step size: its peak, where a schedule changes it."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate goes on after the warm-up; linear and cosine end at 0."""
+    warmup_steps: Annotated[int, Range(0)] = 0
+    """Steps over which the learning rate first rises linearly from 0."""
+    decay: Annotated[float, Range(0, 1)] = 0.9
+    """rmsprop: decay of the running mean of squared gradients (Keras: rho)."""
+    eps: Annotated[float, Range(1e-30)] = 1e-7
+    """rmsprop, adam, adamw: keeps the division by the root finite."""
+    eps_in_sqrt: bool = False
+    """rmsprop: add eps inside the root, as Keras 3 does; the lesson's Keras 2 adds it outside."""
+    momentum: Annotated[float, Range(0, 1)] = 0.0
+    """sgd, rmsprop: decay of the running sum of past updates."""
+    b1: Annotated[float, Range(0, 1)] = 0.9
+    """adam, adamw: decay of the running mean of gradients."""
+    b2: Annotated[float, Range(0, 1)] = 0.999
+    """adam, adamw: decay of the running mean of squared gradients."""
+    weight_decay: Annotated[float, Range(0)] = 1e-4
+    """adamw: decoupled weight decay, on kernels and biases alike."""
+
+    batch_size: Annotated[int, Range(1)] = 128
+    """Examples a step. The last batch of an epoch is padded and masked, never dropped."""
+    num_epochs: Annotated[int, Range(1)] = 5
+    """Passes over the training set."""
+    seed: Annotated[int, Range(0, 2**32)] = 0
+    """Decides the initial parameters and the order of every epoch, and nothing else does."""
+    steps_per_chunk: Annotated[int, Range(1)] = 64
+    """Steps that run on the device between two looks at the numbers. Changes no result."""
+    tensorboard: bool = False
+    """Also write TensorBoard events (needs the extra `tensorboard`)."""
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(Config, include_extras=True)
+        for field in dataclasses.fields(self):
+            _check(field.name, getattr(self, field.name), hints[field.name])
+        _check_optimizer_settings(self)
+
+
+_USED_BY = {
+    "decay": ("rmsprop",),
+    "eps": ("rmsprop", "adam", "adamw"),
+    "eps_in_sqrt": ("rmsprop",),
+    "momentum": ("rmsprop", "sgd"),
+    "b1": ("adam", "adamw"),
+    "b2": ("adam", "adamw"),
+    "weight_decay": ("adamw",),
+}
+
+
+def _check_optimizer_settings(config: Config) -> None:
+    """Refuses a setting that would be ignored: whoever sets it believes that it counts."""
+    for name, optimizers in _USED_BY.items():
+        if getattr(config, name) != getattr(Config, name) and config.optimizer not in optimizers:
+            raise ConfigError(
+                f"{name} is set, but {config.optimizer} does not use it "
+                f"(only {', '.join(optimizers)}); leave it out or change optimizer"
+            )
+
+
+def _check(name: str, value: Any, hint: Any) -> None:
+    """Raises ConfigError unless `value` is of the type and in the range that `hint` states."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        _check(name, value, args[0])
+        low, high = limits = args[1]
+        if not low <= value < high:  # also false for nan
+            raise ConfigError(f"{name} is {value}; it must be {limits}")
+    elif origin is tuple:
+        if not isinstance(value, tuple):
+            raise ConfigError(f"{name} is {value!r}; it must be a tuple")
+        for item in value:
+            _check(name, item, args[0])
+    elif origin is Literal:
+        if value not in args:
+            raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(args)}")
+    else:
+        allowed = args if origin in (Union, types.UnionType) else (hint,)
+        if not (type(value) in allowed or (float in allowed and type(value) is int)):
+            names = " or ".join("None" if t is type(None) else t.__name__ for t in allowed)
+            raise ConfigError(f"{name} is {value!r}; it must be of type {names}")
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Writes `config` as JSON; `load_config` reads it back to an equal Config."""
+    path.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+
+
+def load_config(path: str | Path) -> Config:
+    """The Config in a file: the `config` that a .py file defines, or a run folder's config.json.
+
+    Raises:
+        ConfigError: the file cannot be read or run, or does not hold a valid Config.
+    """
+    try:
+        if Path(path).suffix == ".json":
+            fields = json.loads(Path(path).read_text())
+            fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+            return Config(**fields)
+        config = runpy.run_path(str(path))["config"]
+    except KeyError:
+        raise ConfigError(f"{path} defines no variable named config") from None
+    except Exception as error:  # a config file is a program: whatever it raises is its own
+        raise ConfigError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
+    if not isinstance(config, Config):
+        raise ConfigError(f"config in {path} is a {type(config).__name__}, not a Config")
+    return config
+
+
+def parse_args(args: Sequence[str] | None = None) -> tuple[Config, Path | None]:
+    """The command line's Config and workdir; prints a box and exits with 2 if it is wrong."""
+    preset = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    preset.add_argument("--config", nargs="?")  # tyro, below, complains of a missing path
+    path = preset.parse_known_args(args)[0].config
+    try:
+        base = load_config(path) if path else Config()
+    except ConfigError as error:
+        exit_with_usage_error(str(error))
+
+    def train(
+        config: tyro.conf.OmitArgPrefixes[Config] = base,
+        preset: Annotated[Path | None, tyro.conf.arg(name="config", metavar="PATH")] = None,
+        workdir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
+    ) -> tuple[Config, Path | None]:
+        """Train the network, test it and save it.
+
+        Args:
+            config: the settings of the run
+            preset: take the settings from this file (configs/*.py, or a run's config.json);
+                the other flags override it
+            workdir: the run folder to make; without it, runs/DATE-TIME
+        """
+        return config, workdir
+
+    return tyro.cli(train, prog="python -m mnist_jax.train", args=args)
+
+
+def exit_with_usage_error(message: str) -> NoReturn:
+    """Prints a box like tyro's to stderr and exits with code 2."""
+    panel = rich.panel.Panel(message, title="Wrong usage", title_align="left", border_style="red")
+    rich.console.Console(stderr=True).print(panel)
+    sys.exit(2)
