@@ -1,0 +1,62 @@
+"""The network: Flax Linen, so that `init` and `apply` are pure functions of the parameters."""
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float, PyTree
+
+from mnist_jax.config import Config
+
+
+class MLP(nn.Module):
+    """Dense layers with relu between them; the last one gives one logit a class.
+
+    Attributes:
+        hidden_sizes: units of each hidden layer.
+        num_classes: units of the last layer.
+        precision: of the matrix products, as `jax.lax.Precision` spells it.
+    """
+
+    hidden_sizes: tuple[int, ...] = (512,)
+    num_classes: int = 10
+    precision: str = "float32"
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "batch pixels"]) -> Float[Array, "batch classes"]:
+        """The logits of `images`, whose pixels are in [0, 1]."""
+        x = images
+        for size in self.hidden_sizes:
+            x = nn.relu(self._dense(size)(x))
+        return self._dense(self.num_classes)(x)
+
+    def _dense(self, size: int) -> nn.Dense:
+        # Glorot & Bengio (2010) and zeros: Keras's defaults. Flax's own kernels are lecun_normal.
+        return nn.Dense(
+            size,
+            kernel_init=nn.initializers.glorot_uniform(),
+            bias_init=nn.initializers.zeros,
+            precision=self.precision,
+        )
+
+
+def make_model(config: Config) -> MLP:
+    """The network that `config` describes."""
+    return MLP(config.hidden_sizes, precision=config.matmul_precision)
+
+
+def predict_logits(
+    params: PyTree, images: Float[Array, "batch pixels"], *, model: nn.Module
+) -> Float[Array, "batch classes"]:
+    """The network's output for `images`, whose pixels are in [0, 1]."""
+    return model.apply({"params": params}, images)  # pyright: ignore[reportReturnType]
+
+
+def predict_probabilities(
+    params: PyTree, images: Float[Array, "batch pixels"], *, model: nn.Module
+) -> Float[Array, "batch classes"]:
+    """The softmax of the logits: for each image, probabilities that sum to 1."""
+    return jax.nn.softmax(predict_logits(params, images, model=model))
+
+
+def count_parameters(params: PyTree[Array]) -> int:
+    """How many numbers `params` holds: 407,050 for the default network."""
+    return sum(x.size for x in jax.tree.leaves(params))
