@@ -1,0 +1,159 @@
+"""From a dataset's name to arrays in memory, and from a seed to the order of an epoch."""
+
+import functools
+import logging
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+
+from mnist_jax.config import Config
+from mnist_jax.errors import ConfigError, DataError, DownloadError
+from mnist_jax.steps import Examples
+
+log = logging.getLogger(__name__)
+
+REMEDIES = """\
+  1. connect to the network (behind a proxy: set HTTPS_PROXY) and run again;
+  2. or get the four *-ubyte.gz files by other means and name their directory: --manual-dir DIR
+  3. or name a directory where TFDS has prepared mnist as array_record: --data-dir DIR"""
+
+
+class Arrays(NamedTuple):
+    """A dataset as it comes: grey pixels 0..255, and the class of each image."""
+
+    train_images: UInt8[np.ndarray, "train 28 28"]
+    train_labels: UInt8[np.ndarray, " train"]
+    test_images: UInt8[np.ndarray, "test 28 28"]
+    test_labels: UInt8[np.ndarray, " test"]
+
+
+class Dataset(NamedTuple):
+    """What the network sees."""
+
+    name: str
+    """The dataset really had: `mnist_sample` where `mnist` could not be."""
+    examples: Examples
+    """All of them, on the host."""
+    splits: dict[str, range]
+    """Which rows are `train`, `validation` (if any is held out) and `test`."""
+
+
+def load_dataset(config: Config) -> Dataset:
+    """The dataset of `config`; the embedded sample where plain mnist cannot be had.
+
+    Raises:
+        DataError: the data cannot be had, or is damaged.
+        ConfigError: validation_size leaves nothing to train on.
+    """
+    name, arrays = find_arrays(config)
+    num_all, num_test = len(arrays.train_labels), len(arrays.test_labels)
+    num_train = num_all - config.validation_size
+    if num_train < 1:
+        raise ConfigError(
+            f"validation_size is {config.validation_size}; {name} has {num_all:,} training "
+            "examples, and it must leave some of them to train on"
+        )
+    splits = {
+        "train": range(num_train),
+        "validation": range(num_train, num_all),
+        "test": range(num_all, num_all + num_test),
+    }
+    images = normalize(np.concatenate([arrays.train_images, arrays.test_images]))
+    labels = np.concatenate([arrays.train_labels, arrays.test_labels]).astype(np.int32)
+    return Dataset(name, Examples(images, labels), {k: rows for k, rows in splits.items() if rows})
+
+
+def normalize(images: UInt8[np.ndarray, "n 28 28"]) -> Float[np.ndarray, "n 784"]:
+    """The one way from pixels 0..255 to the network's input: rows of float32 in [0, 1].
+
+    On the host and once: XLA would make the division a multiplication, which differs in the last
+    bit from what NumPy and Keras compute.
+    """
+    return images.reshape(len(images), -1).astype(np.float32) / np.float32(255)
+
+
+def find_arrays(config: Config) -> tuple[str, Arrays]:
+    """The name and the arrays of the dataset that `config` gets: its own, or the sample."""
+    try:
+        return config.dataset, load_arrays(config.dataset, config)
+    except DownloadError as error:
+        if config.dataset != "mnist":
+            raise
+        if config.require_full_data:
+            raise DataError(f"MNIST cannot be had: {error}\nRemedies:\n{REMEDIES}") from error
+        log.warning(
+            f"MNIST cannot be had: {error}\n"
+            "This run trains on the embedded sample instead, 5,000 digits: expect about 94 %.\n"
+            f"To train on MNIST itself:\n{REMEDIES}"
+        )
+    return "mnist_sample", load_arrays("mnist_sample", config)
+
+
+def load_arrays(name: str, config: Config) -> Arrays:
+    """The arrays of the dataset `name`: from the decoded cache, or through TFDS and into it."""
+    data_dir = Path(config.data_dir).expanduser()
+    manual_dir = Path(config.manual_dir).expanduser() if config.manual_dir else None
+    cache = data_dir / "mnist_jax" / f"{name}.npz"
+    try:
+        return _read_cache(cache)
+    except FileNotFoundError:
+        log.info(f"Preparing {name} in {data_dir}, once.")
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        log.warning(f"{cache} is damaged ({error}); it is built anew.")
+    from mnist_jax import datasets  # loads TFDS, which a run with a cache does not need
+
+    arrays = Arrays(*datasets.read_splits(name, data_dir, manual_dir))
+    try:
+        _write_cache(cache, arrays)
+    except OSError as error:
+        log.warning(f"{cache} cannot be written ({error}); the next start will be as slow.")
+    return arrays
+
+
+def _read_cache(path: Path) -> Arrays:
+    with np.load(path) as file:  # zipfile checks the CRC of every array
+        arrays = Arrays(*(file[name] for name in Arrays._fields))
+    for images, labels in (arrays[:2], arrays[2:]):
+        if images.shape != (*labels.shape, 28, 28) or images.dtype != np.uint8:
+            raise ValueError(f"it holds images of {images.dtype}{images.shape}")
+    return arrays
+
+
+def _write_cache(path: Path, arrays: Arrays) -> None:
+    """Writes to a temporary name and renames: a reader sees the whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="incomplete.", dir=path.parent) as scratch:
+        temporary = Path(scratch) / path.name
+        np.savez(temporary, **arrays._asdict())
+        os.replace(temporary, path)
+
+
+def epoch_order(
+    key: PRNGKeyArray, epoch: int, num_examples: int, batch_size: int
+) -> Int[np.ndarray, "steps batch"]:
+    """The rows that each step of an epoch takes: every row once, in random order, then -1.
+
+    It depends on the key and the number of the epoch alone, so that a resumed run needs no stored
+    state of a generator.
+    """
+    return batch_rows(np.asarray(_permutation(key, epoch, num_examples)), batch_size)
+
+
+@functools.partial(jax.jit, static_argnames="n")
+def _permutation(key: PRNGKeyArray, epoch: int | Int[Array, ""], n: int) -> Int[Array, " n"]:
+    return jax.random.permutation(jax.random.fold_in(key, epoch), n)
+
+
+def batch_rows(
+    rows: Int[np.ndarray, " n"], batch_size: int, num_batches: int | None = None
+) -> Int[np.ndarray, "batches batch"]:
+    """`rows` cut into batches and padded with -1: to whole batches, `num_batches` of them."""
+    num_batches = num_batches or -(-len(rows) // batch_size)
+    padding = num_batches * batch_size - len(rows)
+    return np.pad(rows.astype(np.int32), (0, padding), constant_values=-1).reshape(-1, batch_size)
