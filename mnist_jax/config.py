@@ -51,7 +51,7 @@ class Config:
     hidden_sizes: tuple[Annotated[int, Range(1)], ...] = (512,)
     """Units of each hidden layer; all have relu, Glorot-uniform kernels and zero biases."""
     matmul_precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
-    """Precision of matrix products. Below float32, TPUs and GPUs are faster and less exact."""
+    """Of the matrix products. Less than float32 is faster on TPUs and GPUs, and less exact."""
 
     optimizer: Literal["rmsprop", "adam", "adamw", "sgd"] = "rmsprop"
     """The update rule. A setting below that the chosen rule does not use is refused."""

@@ -57,6 +57,6 @@ def predict_probabilities(
     return jax.nn.softmax(predict_logits(params, images, model=model))
 
 
-def count_parameters(params: PyTree[Array]) -> int:
+def count_parameters(params: PyTree) -> int:
     """How many numbers `params` holds: 407,050 for the default network."""
     return sum(x.size for x in jax.tree.leaves(params))

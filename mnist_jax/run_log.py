@@ -86,7 +86,6 @@ class RunLog:
         if self._events:
             for name, value in record.items():
                 self._events.add_scalar(name, value, step)
-            self._events.flush()
         numbers = "   ".join(_describe(*item) for item in summaries.items())
         console.print(f"{self._title(epoch)}   {numbers}   {seconds:.1f} s")
 
@@ -100,6 +99,11 @@ class RunLog:
             f"Gap: {gap:.2f} points{' of overfitting' if gap > 0 else ''}\n"
             f"Run folder: {self.workdir}"
         )
+
+    def close(self) -> None:
+        """Writes what TensorBoard's writer still holds in its queue."""
+        if self._events:
+            self._events.close()
 
     def _write_json(self, name: str, values: dict[str, Any]) -> None:
         (self.workdir / name).write_text(json.dumps(values, indent=2) + "\n")

@@ -7,6 +7,7 @@ from mnist_jax.config import Config, exit_with_usage_error, parse_args
 if __name__ == "__main__":  # before jax is imported: --help and a wrong flag are answered at once
     CONFIG, WORKDIR = parse_args()
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -65,20 +66,20 @@ def train_and_evaluate(config: Config, workdir: str | Path | None = None) -> Res
     examples = jax.device_put(dataset.examples)
     # With a validation split, the test set is looked at once: after the last epoch.
     eval_split = "validation" if "validation" in splits else "test"
-    log = RunLog(workdir, config)
-    log.start(dataset, state)
-    for epoch in range(1, config.num_epochs + 1):
-        started = time.perf_counter()
-        order = epoch_order(order_key, epoch, num_train, config.batch_size)
-        with log.bar(epoch, num_steps) as update:
-            state, running = train_epoch(state, examples, order, config, model, tx, update)
-        evaluated = evaluate_rows(state, examples, splits[eval_split], config, model)
-        summaries = {"train": running, eval_split: evaluated}
-        log.finish_epoch(epoch, int(state.step), summaries, time.perf_counter() - started)
-    checkpoint.save(log.workdir / "checkpoints", state)
-    train = evaluate_rows(state, examples, splits["train"], config, model)
-    test = evaluate_rows(state, examples, splits["test"], config, model)
-    log.finish(train, test)
+    with contextlib.closing(RunLog(workdir, config)) as log:
+        log.start(dataset, state)
+        for epoch in range(1, config.num_epochs + 1):
+            started = time.perf_counter()
+            order = epoch_order(order_key, epoch, num_train, config.batch_size)
+            with log.bar(epoch, num_steps) as update:
+                state, running = train_epoch(state, examples, order, config, model, tx, update)
+            evaluated = evaluate_rows(state, examples, splits[eval_split], config, model)
+            summaries = {"train": running, eval_split: evaluated}
+            log.finish_epoch(epoch, int(state.step), summaries, time.perf_counter() - started)
+        checkpoint.save(log.workdir / "checkpoints", state)
+        train = evaluate_rows(state, examples, splits["train"], config, model)
+        test = evaluate_rows(state, examples, splits["test"], config, model)
+        log.finish(train, test)
     return Result(dataset.name, state, log.history, train, test, log.workdir)
 
 

@@ -1,0 +1,57 @@
+"""What every test runs under: strict promotion, checked shapes, no network."""
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import jax
+import jaxtyping
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "mnist_jax"
+# Before their first import. config.py checks its own types, and says so better.
+MODULES = [f"mnist_jax.{path.stem}" for path in PACKAGE.glob("*.py") if path.stem != "config"]
+jaxtyping.install_import_hook(MODULES, "beartype.beartype")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_num_cpu_devices", 4)
+
+LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuses every connection but those to this machine, at once and by name."""
+    connect, getaddrinfo = socket.socket.connect, socket.getaddrinfo
+
+    def guarded_connect(self: socket.socket, address: Any) -> None:
+        if isinstance(address, tuple) and address[0] not in LOOPBACK:
+            raise OSError(f"a test connects to {address}")
+        connect(self, address)
+
+    def guarded_getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
+        if host not in LOOPBACK:
+            raise socket.gaierror(f"a test asks for the address of {host}")
+        return getaddrinfo(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded_connect)
+    monkeypatch.setattr(socket, "getaddrinfo", guarded_getaddrinfo)
+
+
+@pytest.fixture(scope="session")
+def manual_dir() -> Path:
+    """The directory with the four official MNIST files."""
+    if "MNIST_JAX_MANUAL_DIR" not in os.environ:
+        pytest.skip("MNIST_JAX_MANUAL_DIR names no directory with the official MNIST files")
+    return Path(os.environ["MNIST_JAX_MANUAL_DIR"])
+
+
+@pytest.fixture(scope="session")
+def sample_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data_dir in which mnist_sample is prepared and cached."""
+    from mnist_jax.config import Config
+    from mnist_jax.input_pipeline import load_dataset
+
+    directory = tmp_path_factory.mktemp("data")
+    load_dataset(Config(dataset="mnist_sample", data_dir=str(directory)))
+    return directory

@@ -1,0 +1,250 @@
+"""Whole runs on the embedded sample, and the program around them."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import chex
+import jax
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from mnist_jax import checkpoint, input_pipeline, steps, train
+from mnist_jax.config import Config, load_config
+from mnist_jax.errors import ConfigError, RunError
+from mnist_jax.input_pipeline import batch_rows, epoch_order, load_dataset
+from mnist_jax.metrics import summarize
+from mnist_jax.model import make_model
+from mnist_jax.optimizer import make_optimizer
+from mnist_jax.train import Result, train_and_evaluate
+
+
+@pytest.fixture(scope="session")
+def config(sample_dir: Path) -> Config:
+    return Config(dataset="mnist_sample", data_dir=str(sample_dir), num_epochs=2)
+
+
+@pytest.fixture(scope="session")
+def result(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    return train_and_evaluate(config, tmp_path_factory.mktemp("runs") / "first")
+
+
+def replace(config: Config, **changes: Any) -> Config:
+    return Config(**{**vars(config), **changes})
+
+
+def without_seconds(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in history]
+
+
+def test_learns(result: Result) -> None:
+    first, last = result.history
+    assert first["train_accuracy"] < last["train_accuracy"]
+    assert result.test.accuracy > 0.85
+    assert result.train.loss < last["train_loss"] < first["train_loss"]
+
+
+def test_counts_every_example_of_every_split(result: Result) -> None:
+    for record in result.history:
+        assert (record["train_count"], record["test_count"]) == (4000, 1000)
+    assert [record["step"] for record in result.history] == [32, 64]  # 31 batches and one of 32
+    assert (result.train.count, result.test.count, result.state.step) == (4000, 1000, 64)
+
+
+def test_run_folder_records_the_run(result: Result, config: Config) -> None:
+    folder = result.workdir
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"config.json", "run.json", "metrics.jsonl", "result.json", "checkpoints"}
+    assert load_config(folder / "config.json") == config
+    run = json.loads((folder / "run.json").read_text())
+    assert (run["dataset"], run["train"], run["test"]) == ("mnist_sample", 4000, 1000)
+    assert run["jax"] == jax.__version__
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == result.history
+    final = json.loads((folder / "result.json").read_text())
+    assert final["test_accuracy"] == result.test.accuracy == final["test_correct"] / 1000
+    restored = checkpoint.restore(folder / "checkpoints" / "64", result.state)
+    chex.assert_trees_all_equal(restored, result.state)
+
+
+def test_a_plain_loop_without_evaluation_gives_the_same_bits(
+    result: Result, config: Config
+) -> None:
+    """The same run in fifteen lines: no chunks, no evaluation, no run folder."""
+    examples = jax.device_put(load_dataset(config).examples)
+    model, tx = make_model(config), make_optimizer(config, 64)
+    init_key, order_key = jax.random.split(jax.random.key(0, impl="threefry2x32"))
+    state = steps.init_state(init_key, 784, model=model, tx=tx)
+    step = jax.jit(steps.train_step, static_argnames=("model", "tx"))
+    for epoch in (1, 2):
+        for rows in epoch_order(order_key, epoch, 4000, config.batch_size):
+            batch = steps.take_batch(examples, jax.device_put(rows))
+            state, _ = step(state, batch, model=model, tx=tx)
+    chex.assert_trees_all_equal(state, result.state)
+
+
+def test_the_size_of_a_chunk_changes_no_bit(result: Result, config: Config, tmp_path: Path) -> None:
+    other = train_and_evaluate(replace(config, steps_per_chunk=5), tmp_path)
+    chex.assert_trees_all_equal(other.state, result.state)
+    assert without_seconds(other.history) == without_seconds(result.history)
+    assert (other.train, other.test) == (result.train, result.test)
+
+
+def test_another_process_gives_the_same_bits(
+    result: Result, config: Config, tmp_path: Path
+) -> None:
+    flags = ["--dataset", "mnist_sample", "--num-epochs", "2", "--data-dir", config.data_dir]
+    command = [sys.executable, "-m", "mnist_jax.train", *flags, "--workdir", str(tmp_path / "run")]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert without_seconds(list(map(json.loads, lines))) == without_seconds(result.history)
+    restored = checkpoint.restore(tmp_path / "run" / "checkpoints" / "64", result.state)
+    chex.assert_trees_all_equal(restored, result.state)
+    assert "tensorflow" not in process.stderr
+    assert "\x1b" not in process.stdout  # no colours, no bar: it is no terminal
+    assert process.stdout.count("\n") == 9
+
+
+def test_another_seed_gives_other_bits(result: Result, config: Config, tmp_path: Path) -> None:
+    other = train_and_evaluate(replace(config, seed=1), tmp_path)
+    for a, b in zip(*map(jax.tree.leaves, (other.state.params, result.state.params)), strict=True):
+        assert not np.array_equal(a, b)
+
+
+def test_each_compiled_function_is_traced_once(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """3,900 examples: a short last batch, a short last chunk, splits of three sizes."""
+    once = chex.assert_max_traces(n=1)
+    static = {"static_argnames": ("model", "tx"), "donate_argnames": ("state", "metrics")}
+    for module, name, options in [
+        (train, "init_state", {"static_argnames": ("num_pixels", "model", "tx")}),
+        (train, "train_steps", static),
+        (train, "evaluate", {"static_argnames": "model"}),
+        (input_pipeline, "_permutation", {"static_argnames": "n"}),
+    ]:
+        function = once(getattr(module, name).__wrapped__)
+        monkeypatch.setattr(module, name, jax.jit(function, **options))
+    result = train_and_evaluate(replace(config, validation_size=100, steps_per_chunk=10), tmp_path)
+    assert result.train.count == 3900
+
+
+def test_validation_split_is_shown_instead_of_the_test_set(config: Config, tmp_path: Path) -> None:
+    result = train_and_evaluate(replace(config, validation_size=500, num_epochs=1), tmp_path)
+    (record,) = result.history
+    assert (record["train_count"], record["validation_count"]) == (3500, 500)
+    assert not any(name.startswith("test") for name in record)
+    assert (result.train.count, result.test.count) == (3500, 1000)
+
+
+def test_validation_rows_are_not_trained_on(config: Config) -> None:
+    splits = load_dataset(replace(config, validation_size=500)).splits
+    order = epoch_order(jax.random.key(0), 1, len(splits["train"]), 128)
+    assert set(order[order >= 0]) == set(splits["train"])
+    assert not set(splits["train"]) & (set(splits["validation"]) | set(splits["test"]))
+
+
+def test_reported_accuracy_is_that_of_the_saved_parameters(result: Result, config: Config) -> None:
+    dataset = load_dataset(config)
+    rows = batch_rows(np.array(dataset.splits["test"]), 1000)
+    model = make_model(config)
+    metrics = steps.evaluate(result.state.params, dataset.examples, rows, model=model)
+    assert summarize(metrics).correct == result.test.correct
+
+
+def test_what_a_person_reads(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = train_and_evaluate(config, tmp_path / "run")
+    text = capsys.readouterr().out
+    assert re.search(r"jax \S+, \d+ x \S+ \((cpu|gpu|tpu)\)", text)
+    assert "mnist_sample: 4,000 train, 1,000 test images" in text
+    assert "MLP 784-512-10: 407,050 parameters" in text
+    assert re.search(r"epoch 2/2   train loss 0\.\d{4} accuracy \d\d\.\d\d %   test loss", text)
+    percent = f"{100 * result.test.accuracy:.2f} % ({result.test.correct} of 1,000)"
+    assert f"Test accuracy: {percent}" in text
+    gap = 100 * (result.train.accuracy - result.test.accuracy)
+    assert f"Gap: {gap:.2f} points of overfitting" in text
+    assert f"Run folder: {tmp_path / 'run'}" in text
+
+
+def test_tensorboard_events_hold_the_metrics(config: Config, tmp_path: Path) -> None:
+    result = train_and_evaluate(replace(config, tensorboard=True), tmp_path)
+    (file,) = tmp_path.glob("events.out.tfevents.*")
+    data, shown = file.read_bytes(), {}
+    while data:  # a TFRecord: length (8 bytes), its CRC (4), the event, its CRC (4)
+        length = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + length])
+        shown |= {(event.step, value.tag): value.simple_value for value in event.summary.value}
+        data = data[16 + length :]
+    for record in result.history:
+        for name, value in record.items():
+            np.testing.assert_allclose(shown[record["step"], name], value, rtol=1e-6)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config: Config, tmp_path: Path) -> None:
+    diverging = replace(config, optimizer="sgd", learning_rate=1e30)
+    with pytest.raises(RunError, match=r"not finite at step [23]\. Try a learning rate below 1e"):
+        train_and_evaluate(diverging, tmp_path)
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_a_folder_with_a_run_is_left_alone(result: Result, config: Config) -> None:
+    before = {path: path.read_bytes() for path in result.workdir.glob("*.json*")}
+    with pytest.raises(RunError, match="holds a run"):
+        train_and_evaluate(config, result.workdir)
+    assert {path: path.read_bytes() for path in result.workdir.glob("*.json*")} == before
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (ConfigError("a field is wrong"), 2, "a field is wrong"),
+        (RunError("the data is gone"), 1, "error: the data is gone"),
+        (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_errors_are_messages_and_exit_codes(
+    error: BaseException,
+    code: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(train, "train_and_evaluate", fail)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+    try:
+        returned = train.run(Config(), None)
+    except SystemExit as exit_:
+        returned = exit_.code
+    assert returned == code
+    assert message in capsys.readouterr().err
+
+
+def test_bugs_keep_their_tracebacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "train_and_evaluate", lambda *_: 1 / 0)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+    with pytest.raises(ZeroDivisionError):
+        train.run(Config(), None)
+
+
+@pytest.mark.slow
+def test_the_lesson_on_full_mnist_over_five_seeds(manual_dir: Path, tmp_path: Path) -> None:
+    config = Config(data_dir=str(tmp_path / "data"), manual_dir=str(manual_dir))
+    results = [
+        train_and_evaluate(replace(config, seed=seed), tmp_path / f"{seed}") for seed in range(5)
+    ]
+    test = [result.test.accuracy for result in results]
+    running = [result.history[-1]["train_accuracy"] for result in results]
+    assert np.mean(test) >= 0.978
+    assert min(test) >= 0.974
+    assert min(running) >= 0.986
+    assert max(running) <= 0.991
