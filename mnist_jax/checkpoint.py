@@ -25,4 +25,5 @@ def restore(path: Path, template: TrainState) -> TrainState:
     import orbax.checkpoint as ocp
 
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(path.absolute(), jax.eval_shape(lambda: template))
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+        return checkpointer.restore(path.absolute(), shapes)

@@ -10,6 +10,7 @@ import importlib.resources
 import io
 import math
 import multiprocessing
+import os
 import re
 import tempfile
 import zlib
@@ -73,7 +74,9 @@ class MNISTSample(MNIST, skip_registration=True):
 BUILDERS = {builder.name: builder for builder in (MNIST, FashionMNIST, MNISTSample)}
 
 
-def encode_examples(images_path: Path, labels_path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def encode_examples(
+    images_path: os.PathLike[str], labels_path: os.PathLike[str]
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Keys and examples as TFDS's `Image` and `ClassLabel` take them, from two IDX files."""
     images, labels = read_idx(images_path), read_idx(labels_path)
     if images.shape != (len(labels), 28, 28) or labels.ndim != 1:
@@ -88,7 +91,7 @@ def encode_examples(images_path: Path, labels_path: Path) -> Iterator[tuple[int,
         yield index, {"image": png, "label": int(label)}
 
 
-def read_idx(path: str | Path) -> UInt8[np.ndarray, "..."]:
+def read_idx(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "..."]:
     """The array in a gzipped IDX file of bytes: MNIST's own format.
 
     That is two zero bytes, the type (8), the number of dimensions, each dimension as a big-endian
@@ -122,19 +125,18 @@ def read_splits(
     Raises:
         DataError: there is no source, or it is damaged, or `data_dir` cannot be written.
     """
-    builder = BUILDERS[name](data_dir=data_dir, file_format="array_record")
-    if not builder.data_path.exists():
-        prepare(builder, data_dir, manual_dir)
-    where = builder.data_path
-    file_format = str(builder.info.file_format and builder.info.file_format.value)
-    if file_format != "array_record":
+    where = _directory(name, data_dir)
+    if not where.exists():
+        prepare(name, data_dir, manual_dir)
+    try:
+        sources: Any = tfds.builder_from_directory(where).as_data_source()
+        splits = [list(sources[split]) for split in FILES]
+    except NotImplementedError as error:
         raise DataError(
-            f"{where} holds {file_format} files, which only TensorFlow reads. "
+            f"{where} holds files of a format that only TensorFlow reads. "
             "Name another directory with --data-dir, or convert them where TensorFlow is:\n"
             f"  tfds convert_format --dataset_dir {where} --out_file_format array_record"
-        )
-    try:
-        splits = [list(builder.as_data_source(split)) for split in FILES]  # pyright: ignore[reportCallIssue]
+        ) from error
     except Exception as error:  # on damaged files, TFDS and array_record raise what they like
         raise DataError(
             f"{where} cannot be read: {error}\nRemove it; the next run prepares it anew."
@@ -146,10 +148,8 @@ def read_splits(
     return arrays
 
 
-def prepare(
-    builder: tfds.image_classification.MNIST, data_dir: Path, manual_dir: Path | None
-) -> None:
-    """Writes the dataset of `builder` to `data_dir`: all of it, or nothing.
+def prepare(name: str, data_dir: Path, manual_dir: Path | None) -> None:
+    """Writes the dataset `name` to `data_dir`: all of it, or nothing.
 
     Raises:
         DataError: see `read_splits`.
@@ -157,18 +157,26 @@ def prepare(
     tfds.disable_progress_bar()
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
+        builder = BUILDERS[name](data_dir=data_dir, file_format="array_record")
         with tempfile.TemporaryDirectory(prefix="mnist_jax.incomplete.", dir=data_dir) as scratch:
-            if builder.name != "mnist_sample":
+            if name != "mnist_sample":
                 manual_dir = _find_files(builder.URL, manual_dir, Path(scratch))
             config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
             with contextlib.redirect_stdout(None):  # two lines about sizes that it does not know
                 builder.download_and_prepare(download_dir=scratch, download_config=config)
-    except OSError as error:
-        if not builder.data_path.exists():  # else another process has just prepared the same
+    except (OSError, RuntimeError) as error:  # array_record's kind, where a disk is full
+        if not _directory(
+            name, data_dir
+        ).exists():  # else another process has just prepared the same
             raise DataError(
-                f"{builder.name} cannot be prepared in {data_dir}: {error}. "
+                f"{name} cannot be prepared in {data_dir}: {error}. "
                 "Make room there, or name another directory with --data-dir."
             ) from error
+
+
+def _directory(name: str, data_dir: Path) -> Path:
+    """Where TFDS keeps the dataset `name`."""
+    return data_dir / name / str(BUILDERS[name].VERSION)
 
 
 def _find_files(base_url: str, manual_dir: Path | None, scratch: Path) -> Path:
@@ -203,8 +211,9 @@ def download(base_url: str, directory: Path) -> None:
     url = base_url + FILE_NAMES[0]
     try:
         # One short request first, in a thread: no time-out of requests covers the name server.
-        answer = ThreadPool(1).apply_async(requests.head, (url,), {"timeout": ANSWER_SECONDS})
-        answer.get(timeout=ANSWER_SECONDS + 1)
+        with ThreadPool(1) as pool:
+            answer = pool.apply_async(requests.head, (url,), {"timeout": ANSWER_SECONDS})
+            answer.get(timeout=ANSWER_SECONDS + 1)
         for name in FILE_NAMES:
             url = base_url + name
             with requests.get(url, stream=True, timeout=READ_SECONDS) as response:

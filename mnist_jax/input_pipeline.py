@@ -4,7 +4,6 @@ import functools
 import logging
 import os
 import tempfile
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,7 +103,7 @@ def load_arrays(name: str, config: Config) -> Arrays:
         return _read_cache(cache)
     except FileNotFoundError:
         log.info(f"Preparing {name} in {data_dir}, once.")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # on damaged bytes, NumPy and zipfile raise what they like
         log.warning(f"{cache} is damaged ({error}); it is built anew.")
     from mnist_jax import datasets  # loads TFDS, which a run with a cache does not need
 
@@ -117,7 +116,7 @@ def load_arrays(name: str, config: Config) -> Arrays:
 
 
 def _read_cache(path: Path) -> Arrays:
-    with np.load(path) as file:  # zipfile checks the CRC of every array
+    with path.open("rb") as opened, np.load(opened) as file:  # checks the CRC of every array
         arrays = Arrays(*(file[name] for name in Arrays._fields))
     for images, labels in (arrays[:2], arrays[2:]):
         if images.shape != (*labels.shape, 28, 28) or images.dtype != np.uint8:
