@@ -46,9 +46,7 @@ def cross_entropy(
 
 
 def batch_metrics(
-    logits: Float[Array, "batch classes"],
-    labels: Int[Array, " batch"],
-    mask: Bool[Array, " batch"],
+    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], mask: Bool[Array, " batch"]
 ) -> Metrics:
     """The sums of one batch over the examples where `mask` is true."""
     losses = jnp.where(mask, cross_entropy(logits, labels), 0.0)

@@ -1,5 +1,7 @@
 """From a Config to an optax.GradientTransformation."""
 
+from typing import Any
+
 import optax
 
 from mnist_jax.config import Config
@@ -12,28 +14,19 @@ def make_optimizer(config: Config, total_steps: int) -> optax.GradientTransforma
     equal in all but identity, would make them compile again.
     """
     learning_rate = make_schedule(config, total_steps)
+    momentum = config.momentum or None
+    adam: dict[str, Any] = {"b1": config.b1, "b2": config.b2, "eps": config.eps}
     match config.optimizer:
         case "rmsprop":
             # Hinton (2012), as Keras 2 has it: lr * g / (sqrt(v) + eps), v from 0, uncorrected.
-            return optax.rmsprop(
-                learning_rate,
-                decay=config.decay,
-                eps=config.eps,
-                eps_in_sqrt=config.eps_in_sqrt,
-                momentum=config.momentum or None,
-            )
+            rms = {"decay": config.decay, "eps": config.eps, "eps_in_sqrt": config.eps_in_sqrt}
+            return optax.rmsprop(learning_rate, **rms, momentum=momentum)
         case "adam":
-            return optax.adam(learning_rate, b1=config.b1, b2=config.b2, eps=config.eps)
+            return optax.adam(learning_rate, **adam)
         case "adamw":
-            return optax.adamw(
-                learning_rate,
-                b1=config.b1,
-                b2=config.b2,
-                eps=config.eps,
-                weight_decay=config.weight_decay,
-            )
+            return optax.adamw(learning_rate, **adam, weight_decay=config.weight_decay)
         case "sgd":
-            return optax.sgd(learning_rate, momentum=config.momentum or None)
+            return optax.sgd(learning_rate, momentum=momentum)
 
 
 def make_schedule(config: Config, total_steps: int) -> optax.ScalarOrSchedule:

@@ -8,13 +8,7 @@ import numpy as np
 import pytest
 
 from mnist_jax.config import Config
-from mnist_jax.model import (
-    MLP,
-    count_parameters,
-    make_model,
-    predict_logits,
-    predict_probabilities,
-)
+from mnist_jax.model import MLP, count_parameters, make_model, predict_logits, predict_probabilities
 from tests import oracle
 
 
