@@ -50,7 +50,7 @@ def loss_fn(params: PyTree, batch: Batch, model: nn.Module) -> tuple[Float[Array
     """The mean cross-entropy over the valid examples of `batch`, and the sums behind it."""
     logits = predict_logits(params, batch.images, model=model)
     metrics = batch_metrics(logits, batch.labels, batch.mask)
-    return metrics.loss_sum / metrics.count, metrics
+    return metrics.loss_sum / metrics.count.astype(jnp.float32), metrics
 
 
 def train_step(
