@@ -105,7 +105,7 @@ def read_idx(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "..."]:
             data = file.read()
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path} is damaged ({error}); get it again.") from error
-    if data[:3] != b"\0\0\x08" or len(data) < 4 + 4 * data[3]:
+    if data[:3] != b"\0\0\x08" or not 4 + 4 * data[3] <= len(data) or data[3] > 3:
         raise DataError(f"{path} is no IDX file of bytes: it begins with {data[:4].hex(' ')}.")
     shape = tuple(int(n) for n in np.frombuffer(data, ">u4", count=data[3], offset=4))
     values = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3])
@@ -130,7 +130,8 @@ def read_splits(
         prepare(name, data_dir, manual_dir)
     try:
         sources: Any = tfds.builder_from_directory(where).as_data_source()
-        splits = [list(sources[split]) for split in FILES]
+        # All records in one call: one by one takes three times as long.
+        splits = [sources[split].__getitems__(range(len(sources[split]))) for split in FILES]
     except NotImplementedError as error:
         raise DataError(
             f"{where} holds files of a format that only TensorFlow reads. "
@@ -191,10 +192,11 @@ def _find_files(base_url: str, manual_dir: Path | None, scratch: Path) -> Path:
             raise error(f"{path} is missing. Get it from {url}")
         actual, expected = checksums.compute_url_info(path), known[url]
         if actual != expected:
+            culprit = f"{path} is not the right file" if manual_dir else f"{url} sent a wrong file"
             raise error(
-                f"{path} is not the right file: it has {int(actual.size):,} bytes and the SHA-256 "
-                f"{actual.checksum}, not {int(expected.size):,} and {expected.checksum}. Is it cut "
-                f"off, or another dataset's? (Their files bear the same names.) Get it from {url}"
+                f"{culprit}: it has {int(actual.size):,} bytes and the SHA-256 {actual.checksum}, "
+                f"not {int(expected.size):,} and {expected.checksum}. Is it cut off, or another "
+                f"dataset's (whose files bear the same names)? Get it from {url}"
             )
     return directory
 

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 REMEDIES = """\
   1. connect to the network (behind a proxy: set HTTPS_PROXY) and run again;
   2. or get the four *-ubyte.gz files by other means and name their directory: --manual-dir DIR
-  3. or name a directory where TFDS has prepared mnist as array_record: --data-dir DIR"""
+  3. or name a directory where TFDS has prepared it as array_record: --data-dir DIR"""
 
 
 class Arrays(NamedTuple):
@@ -82,12 +82,11 @@ def find_arrays(config: Config) -> tuple[str, Arrays]:
     try:
         return config.dataset, load_arrays(config.dataset, config)
     except DownloadError as error:
-        if config.dataset != "mnist":
-            raise
-        if config.require_full_data:
-            raise DataError(f"MNIST cannot be had: {error}\nRemedies:\n{REMEDIES}") from error
+        if config.dataset != "mnist" or config.require_full_data:
+            message = f"{config.dataset} cannot be had: {error}\nRemedies:\n{REMEDIES}"
+            raise DataError(message) from error
         log.warning(
-            f"MNIST cannot be had: {error}\n"
+            f"mnist cannot be had: {error}\n"
             "Training on the embedded sample instead: 5,000 digits, about 92 % in 5 epochs.\n"
             f"To train on MNIST itself:\n{REMEDIES}"
         )
@@ -101,7 +100,7 @@ def load_arrays(name: str, config: Config) -> Arrays:
     cache = data_dir / "mnist_jax" / f"{name}.npz"
     try:
         return _read_cache(cache)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         log.info(f"Preparing {name} in {data_dir}, once.")
     except Exception as error:  # on damaged bytes, NumPy and zipfile raise what they like
         log.warning(f"{cache} is damaged ({error}); it is built anew.")

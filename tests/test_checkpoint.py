@@ -1,5 +1,6 @@
 """Saving and restoring."""
 
+import functools
 from pathlib import Path
 
 import chex
@@ -15,17 +16,12 @@ from mnist_jax.steps import Batch, init_state, train_step
 
 def test_a_restored_state_is_the_saved_one_and_trains_on_alike(tmp_path: Path) -> None:
     model, tx = MLP((4,)), make_optimizer(Config(optimizer="adam", schedule="cosine"), 10)
+    step = jax.jit(functools.partial(train_step, model=model, tx=tx))
     batch = Batch(jnp.ones((2, 3)), jnp.array([1, 2]), jnp.array([True, True]))
-    state, _ = train_step(
-        init_state(jax.random.key(0), 3, model=model, tx=tx), batch, model=model, tx=tx
-    )
+    state, _ = step(init_state(jax.random.key(0), 3, model=model, tx=tx), batch)
     path = checkpoint.save(tmp_path / "checkpoints", state)
     assert path == tmp_path / "checkpoints" / "1"
-    template = init_state(jax.random.key(1), 3, model=model, tx=tx)
-    restored = checkpoint.restore(path, template)
+    restored = checkpoint.restore(path, init_state(jax.random.key(1), 3, model=model, tx=tx))
     chex.assert_trees_all_equal(restored, state)
     chex.assert_trees_all_equal_structs(restored, state)
-    chex.assert_trees_all_equal(
-        train_step(restored, batch, model=model, tx=tx),
-        train_step(state, batch, model=model, tx=tx),
-    )
+    chex.assert_trees_all_equal(step(restored, batch), step(state, batch))

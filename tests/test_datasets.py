@@ -195,6 +195,7 @@ def official(
     return tfds.builder("mnist", data_dir=data_dir)
 
 
+@pytest.mark.slow
 def test_tfds_opens_the_official_dataset(official: tfds.core.DatasetBuilder) -> None:
     assert type(official) is tfds.image_classification.MNIST
     sizes = {name: split.num_examples for name, split in official.info.splits.items()}
@@ -202,6 +203,7 @@ def test_tfds_opens_the_official_dataset(official: tfds.core.DatasetBuilder) -> 
     assert "tensorflow" not in sys.modules
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("split", "files", "histogram"),
     [

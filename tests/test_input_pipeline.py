@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -68,16 +69,17 @@ def test_mnist_falls_back_on_the_sample_and_says_so(
         assert text in warning
 
 
-def test_full_data_can_be_required(sample_dir: Path) -> None:
+@pytest.mark.parametrize(
+    ("setting", "host"),
+    [({"require_full_data": True}, MNIST_HOST), ({"dataset": "fashion_mnist"}, FASHION_HOST)],
+)
+def test_no_fallback_but_three_remedies(
+    setting: dict[str, Any], host: str, sample_dir: Path
+) -> None:
     with pytest.raises(DataError) as caught:
-        load_dataset(Config(data_dir=str(sample_dir), require_full_data=True))
-    for text in (MNIST_HOST, *REMEDIES):
+        load_dataset(Config(data_dir=str(sample_dir), **setting))
+    for text in (host, *REMEDIES):
         assert text in str(caught.value)
-
-
-def test_fashion_mnist_never_falls_back(sample_dir: Path) -> None:
-    with pytest.raises(DownloadError, match=FASHION_HOST):
-        load_dataset(Config(dataset="fashion_mnist", data_dir=str(sample_dir)))
 
 
 def test_bad_manual_dir_never_falls_back(sample_dir: Path, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ EXAMPLES = Examples(jnp.asarray(IMAGES), jnp.asarray(LABELS))
 MODEL = MLP((16,), num_classes=4)
 TX = make_optimizer(Config(), total_steps=100)
 STATIC: dict[str, Any] = {"model": MODEL, "tx": TX}
+jit_step = jax.jit(train_step, static_argnames=("model", "tx"))
 
 
 def new_state(seed: int = 0) -> TrainState:
@@ -55,7 +56,7 @@ def test_step_is_the_oracles() -> None:
     state = new_state()
     batch = Batch(*EXAMPLES, mask=jnp.ones(50, bool))
     before = jax.tree.map(np.float64, state.params)
-    after, metrics = train_step(state, batch, **STATIC)
+    after, metrics = jit_step(state, batch, **STATIC)
     grads = oracle.gradients(before, IMAGES, LABELS)
     expected = jax.tree.map(lambda p, g: oracle.rmsprop(p, g, {}, lr=1e-3), before, grads)
     chex.assert_trees_all_close(jax.tree.map(np.float64, after.params), expected, rtol=1e-5)
@@ -80,8 +81,8 @@ def test_oracles_gradients_are_finite_differences() -> None:
 
 def test_padding_of_a_batch_has_no_influence() -> None:
     rows = jnp.array([4, 9, 2])
-    short, _ = train_step(new_state(), take_batch(EXAMPLES, rows), **STATIC)
-    padded, metrics = train_step(
+    short, _ = jit_step(new_state(), take_batch(EXAMPLES, rows), **STATIC)
+    padded, metrics = jit_step(
         new_state(), take_batch(EXAMPLES, jnp.array([4, -1, 9, 2, -1])), **STATIC
     )
     chex.assert_trees_all_close(padded, short, rtol=1e-6)
@@ -91,10 +92,9 @@ def test_padding_of_a_batch_has_no_influence() -> None:
 @pytest.mark.parametrize("steps_per_chunk", [1, 3, 5, 100])
 def test_chunks_and_a_plain_loop_agree_bit_for_bit(steps_per_chunk: int) -> None:
     order = random_order(batch_size=8)  # 6 whole batches and one of 2
-    one_step = jax.jit(train_step, static_argnames=("model", "tx"))
     state, entries = new_state(), []
     for rows in order:
-        state, new = one_step(state, take_batch(EXAMPLES, jnp.asarray(rows)), **STATIC)
+        state, new = jit_step(state, take_batch(EXAMPLES, jnp.asarray(rows)), **STATIC)
         entries.append(new)
     metrics = jax.tree.map(lambda *xs: jnp.stack(xs), *entries)
     chex.assert_trees_all_equal(run_chunks(order, steps_per_chunk), (state, metrics))
