@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple, NoReturn, Union
 
 import rich.console
 import rich.panel
+import rich.text
 import tyro
 
 from mnist_jax.errors import ConfigError
@@ -28,8 +29,9 @@ class Range(NamedTuple):
     high: float = float("inf")
 
     def __str__(self) -> str:
-        below = "" if self.high == float("inf") else f" and below {self.high}"
-        return f"at least {self.low}{below}"
+        return f"at least {self.low} and " + (
+            "finite" if self.high == float("inf") else f"below {self.high}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Config:
     data_dir: str = "~/tensorflow_datasets"
     """Where TFDS keeps prepared datasets, and we their decoded arrays."""
     manual_dir: str | None = None
-    """A directory with the four official IDX files (*-ubyte.gz), used instead of a download."""
+    """A directory with the four official IDX files (*-ubyte.gz), to prepare the data from."""
     require_full_data: bool = False
     """Fail rather than train on mnist_sample when mnist cannot be had."""
     validation_size: Annotated[int, Range(0)] = 0
@@ -51,7 +53,8 @@ class Config:
     hidden_sizes: tuple[Annotated[int, Range(1)], ...] = (512,)
     """Units of each hidden layer; all have relu, Glorot-uniform kernels and zero biases."""
     matmul_precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
-    """Of the matrix products. Less than float32 is faster on TPUs and GPUs, and less exact."""
+    """Of the matrix products, as JAX names it. Less than float32 is faster on TPUs and GPUs, and
+    less exact."""
 
     optimizer: Literal["rmsprop", "adam", "adamw", "sgd"] = "rmsprop"
     """The update rule. A setting below that the chosen rule does not use is refused."""
@@ -126,14 +129,15 @@ def _check(name: str, value: Any, hint: Any) -> None:
     elif origin is tuple:
         if not isinstance(value, tuple):
             raise ConfigError(f"{name} is {value!r}; it must be a tuple")
-        for item in value:
-            _check(name, item, args[0])
+        for i, item in enumerate(value):
+            _check(f"{name}[{i}]", item, args[0])
     elif origin is Literal:
         if value not in args:
             raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(args)}")
     else:
         allowed = args if origin in (Union, types.UnionType) else (hint,)
-        if not (type(value) in allowed or (float in allowed and type(value) is int)):
+        accepted = (*allowed, int) if float in allowed else allowed
+        if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
             names = " or ".join("None" if t is type(None) else t.__name__ for t in allowed)
             raise ConfigError(f"{name} is {value!r}; it must be of type {names}")
 
@@ -154,13 +158,13 @@ def load_config(path: str | Path) -> Config:
             fields = json.loads(Path(path).read_text())
             fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
             return Config(**fields)
-        config = runpy.run_path(str(path))["config"]
-    except KeyError:
-        raise ConfigError(f"{path} defines no variable named config") from None
+        config = runpy.run_path(str(path)).get("config")
+    except ConfigError:
+        raise
     except Exception as error:  # a config file is a program: whatever it raises is its own
         raise ConfigError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
     if not isinstance(config, Config):
-        raise ConfigError(f"config in {path} is a {type(config).__name__}, not a Config")
+        raise ConfigError(f"{path} defines no variable `config` that is a Config")
     return config
 
 
@@ -194,6 +198,6 @@ def parse_args(args: Sequence[str] | None = None) -> tuple[Config, Path | None]:
 
 def exit_with_usage_error(message: str) -> NoReturn:
     """Prints a box like tyro's to stderr and exits with code 2."""
-    panel = rich.panel.Panel(message, title="Wrong usage", title_align="left", border_style="red")
-    rich.console.Console(stderr=True).print(panel)
+    box = rich.panel.Panel(rich.text.Text(message), title="Wrong usage", border_style="red")
+    rich.console.Console(stderr=True).print(box)
     sys.exit(2)

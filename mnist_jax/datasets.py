@@ -136,11 +136,12 @@ def read_splits(
         raise DataError(
             f"{where} holds files of a format that only TensorFlow reads. "
             "Name another directory with --data-dir, or convert them where TensorFlow is:\n"
-            f"  tfds convert_format --dataset_dir {where} --out_file_format array_record"
+            f"  tfds convert_format --dataset_version_dir {where} --out_file_format array_record"
         ) from error
     except Exception as error:  # on damaged files, TFDS and array_record raise what they like
         raise DataError(
-            f"{where} cannot be read: {error}\nRemove it; the next run prepares it anew."
+            f"{where} cannot be read ({type(error).__name__}: {error}).\n"
+            "If it is damaged, remove it; the next run prepares it anew."
         ) from error
     arrays = []
     for examples in splits:
@@ -229,5 +230,9 @@ def download(base_url: str, directory: Path) -> None:
 
 def _reason(error: Exception) -> str:
     """What is wrong, out of the nested messages of requests and urllib3."""
+    if (response := getattr(error, "response", None)) is not None:
+        return f"the server answers {response.status_code} {response.reason}"
     cause = error.args[0] if error.args else "no answer from the name server"
-    return re.sub(r"^HTTPS?Connection(Pool)?\(.*?\): ", "", str(getattr(cause, "reason", cause)))
+    cause = getattr(cause, "reason", cause)
+    text = cause if isinstance(cause, str) else str(cause.args[0])
+    return re.sub(r"^HTTPS?Connection(Pool)?\(.*?\): ", "", text)

@@ -13,9 +13,11 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from mnist_jax.config import Config
 from mnist_jax.errors import ConfigError, DataError, DownloadError
+from mnist_jax.model import MLP
 from mnist_jax.steps import Examples
 
 log = logging.getLogger(__name__)
+UINT8 = np.dtype(np.uint8)
 
 REMEDIES = """\
   1. connect to the network (behind a proxy: set HTTPS_PROXY) and run again;
@@ -63,6 +65,8 @@ def load_dataset(config: Config) -> Dataset:
         "validation": range(num_train, num_all),
         "test": range(num_all, num_all + num_test),
     }
+    if max(arrays.train_labels.max(), arrays.test_labels.max()) >= MLP.num_classes:
+        raise DataError(f"{name} has more classes than the network: {MLP.num_classes}")
     images = normalize(np.concatenate([arrays.train_images, arrays.test_images]))
     labels = np.concatenate([arrays.train_labels, arrays.test_labels]).astype(np.int32)
     return Dataset(name, Examples(images, labels), {k: rows for k, rows in splits.items() if rows})
@@ -95,11 +99,11 @@ def find_arrays(config: Config) -> tuple[str, Arrays]:
 
 def load_arrays(name: str, config: Config) -> Arrays:
     """The arrays of the dataset `name`: from the decoded cache, or through TFDS and into it."""
-    data_dir = Path(config.data_dir).expanduser()
-    manual_dir = Path(config.manual_dir).expanduser() if config.manual_dir else None
+    data_dir = Path(os.path.expanduser(config.data_dir))
+    manual_dir = Path(os.path.expanduser(config.manual_dir)) if config.manual_dir else None
     cache = data_dir / "mnist_jax" / f"{name}.npz"
     try:
-        return _read_cache(cache)
+        return _read_cache(cache, name)
     except (FileNotFoundError, NotADirectoryError):
         log.info(f"Preparing {name} in {data_dir}, once.")
     except Exception as error:  # on damaged bytes, NumPy and zipfile raise what they like
@@ -108,27 +112,29 @@ def load_arrays(name: str, config: Config) -> Arrays:
 
     arrays = Arrays(*datasets.read_splits(name, data_dir, manual_dir))
     try:
-        _write_cache(cache, arrays)
+        _write_cache(cache, name, arrays)
     except OSError as error:
         log.warning(f"{cache} cannot be written ({error}); the next start will be as slow.")
     return arrays
 
 
-def _read_cache(path: Path) -> Arrays:
+def _read_cache(path: Path, name: str) -> Arrays:
     with path.open("rb") as opened, np.load(opened) as file:  # checks the CRC of every array
-        arrays = Arrays(*(file[name] for name in Arrays._fields))
+        arrays = Arrays(*(file[field] for field in Arrays._fields))
+        if str(file["name"]) != name:
+            raise ValueError(f"it holds {file['name']}")
     for images, labels in (arrays[:2], arrays[2:]):
-        if images.shape != (*labels.shape, 28, 28) or images.dtype != np.uint8:
-            raise ValueError(f"it holds images of {images.dtype}{images.shape}")
+        if images.shape != (*labels.shape, 28, 28) or {images.dtype, labels.dtype} != {UINT8}:
+            raise ValueError(f"it holds {images.dtype}{images.shape} and {labels.dtype} labels")
     return arrays
 
 
-def _write_cache(path: Path, arrays: Arrays) -> None:
+def _write_cache(path: Path, name: str, arrays: Arrays) -> None:
     """Writes to a temporary name and renames: a reader sees the whole file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="incomplete.", dir=path.parent) as scratch:
         temporary = Path(scratch) / path.name
-        np.savez(temporary, **arrays._asdict())
+        np.savez(temporary, name=np.array(name), **arrays._asdict())
         os.replace(temporary, path)
 
 

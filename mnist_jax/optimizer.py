@@ -5,6 +5,7 @@ from typing import Any
 import optax
 
 from mnist_jax.config import Config
+from mnist_jax.errors import ConfigError
 
 
 def make_optimizer(config: Config, total_steps: int) -> optax.GradientTransformation:
@@ -35,7 +36,11 @@ def make_schedule(config: Config, total_steps: int) -> optax.ScalarOrSchedule:
     It rises linearly from 0 over `warmup_steps`, then stays, or falls to 0 at `total_steps`
     along a line or half a cosine (Loshchilov & Hutter, 2017).
     """
-    peak, steps = config.learning_rate, max(1, total_steps - config.warmup_steps)
+    peak, steps = config.learning_rate, total_steps - config.warmup_steps
+    if steps <= 0:
+        raise ConfigError(
+            f"warmup_steps is {config.warmup_steps}; it must be below the run's {total_steps} steps"
+        )
     if config.schedule == "constant" and not config.warmup_steps:
         return peak
     after = {

@@ -3,12 +3,15 @@
 import contextlib
 import dataclasses
 import datetime
+import importlib.util
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import rich.progress
 from rich.console import Console
@@ -33,30 +36,37 @@ class RunLog:
     """
 
     def __init__(self, workdir: str | Path | None, config: Config) -> None:
+        """Looks whether the folder can be had; `start` makes it, once there is data to train on."""
         now = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
-        self.workdir = Path(workdir or f"runs/{now}").expanduser()
-        if (self.workdir / "config.json").exists():
-            raise RunError(f"{self.workdir} holds a run; name another folder with --workdir.")
+        self.workdir = Path(os.path.expanduser(workdir or f"runs/{now}"))
+        self._has_default_name = not workdir
+        if workdir and self.workdir.exists() and any(self.workdir.iterdir()):
+            raise RunError(f"{self.workdir} is not empty; name another folder with --workdir.")
+        if config.tensorboard and not importlib.util.find_spec("tensorboardX"):
+            raise ConfigError('tensorboard needs tensorboardX: pip install -e ".[tensorboard]"')
         self.config = config
         self.history: list[dict[str, Any]] = []
-        self._events = _open_tensorboard(self.workdir) if config.tensorboard else None
-        self.workdir.mkdir(parents=True, exist_ok=True)
-        save_config(config, self.workdir / "config.json")
+        self._events: Any = None
 
-    def start(self, dataset: Dataset, state: TrainState) -> None:
-        """Records and says what will run, and on what."""
+    def start(self, dataset: Dataset, state: TrainState, model: nn.Module) -> None:
+        """Makes the folder; records and says what will run, and on what."""
         config, device = self.config, jax.devices()[0]
-        devices = f"{jax.device_count()} x {device.device_kind} ({device.platform})"
+        self.workdir = _make_folder(self.workdir, exist_ok=not self._has_default_name)
+        save_config(config, self.workdir / "config.json")
+        if config.tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._events = SummaryWriter(str(self.workdir))
+        devices = f"{device.platform} device 1 of {jax.device_count()} ({device.device_kind})"
         versions = {"mnist_jax": mnist_jax.__version__, "jax": jax.__version__}
         sizes = {split: len(rows) for split, rows in dataset.splits.items()}
         self._write_json(
             "run.json", {"dataset": dataset.name, **sizes, **versions, "devices": devices}
         )
-        layers = [dataset.examples.images.shape[1], *config.hidden_sizes, 10]
         console.print(
             f"mnist_jax {mnist_jax.__version__}, jax {jax.__version__}, {devices}\n"
             f"{dataset.name}: {', '.join(f'{n:,} {split}' for split, n in sizes.items())} images\n"
-            f"MLP {'-'.join(map(str, layers))}: {count_parameters(state.params):,} parameters; "
+            f"{type(model).__name__}: {count_parameters(state.params):,} parameters; "
             f"{config.optimizer}, batches of {config.batch_size}, seed {config.seed}"
         )
 
@@ -70,7 +80,7 @@ class RunLog:
             task = progress.add_task(self._title(epoch), total=num_steps, numbers="")
 
             def update(step: int, so_far: Summary) -> None:
-                numbers = f"{step}/{num_steps}   {_describe('train', so_far)}"
+                numbers = f"{step}/{num_steps}   {_describe('running_train', so_far)}"
                 progress.update(task, completed=step, numbers=numbers)
 
             yield update
@@ -78,7 +88,7 @@ class RunLog:
     def finish_epoch(
         self, epoch: int, step: int, summaries: dict[str, Summary], seconds: float
     ) -> None:
-        """Records and says an epoch's metrics by split; those of `train` are the running ones."""
+        """Records and says an epoch's metrics: `summaries` by their names."""
         record = {"epoch": epoch, "step": step, **_flatten(summaries), "seconds": seconds}
         self.history.append(record)
         with (self.workdir / "metrics.jsonl").open("a") as file:
@@ -112,6 +122,17 @@ class RunLog:
         return f"epoch {epoch:>{len(str(self.config.num_epochs))}}/{self.config.num_epochs}"
 
 
+def _make_folder(path: Path, exist_ok: bool) -> Path:
+    """Makes the folder `path`, or, unless that may exist, one with a name a little longer."""
+    try:
+        path.mkdir(parents=True, exist_ok=exist_ok)
+        return path
+    except FileExistsError:
+        if exist_ok:  # then it is a file
+            raise
+        return _make_folder(path.with_name(f"{path.name}_"), exist_ok)
+
+
 def _flatten(summaries: dict[str, Summary]) -> dict[str, float]:
     return {
         f"{split}_{name}": value
@@ -120,21 +141,13 @@ def _flatten(summaries: dict[str, Summary]) -> dict[str, float]:
     }
 
 
-def _describe(split: str, summary: Summary) -> str:
-    return f"{split} loss {summary.loss:.4f} accuracy {100 * summary.accuracy:.2f} %"
+def _describe(name: str, summary: Summary) -> str:
+    name = name.replace("_", " ")
+    return f"{name} loss {summary.loss:.4f} accuracy {100 * summary.accuracy:.2f} %"
 
 
 def _percent(summary: Summary) -> str:
     return f"{100 * summary.accuracy:.2f} % ({summary.correct:,} of {summary.count:,})"
-
-
-def _open_tensorboard(workdir: Path) -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        hint = 'pip install -e ".[tensorboard]"'
-        raise ConfigError(f"tensorboard is set, but tensorboardX is missing: {hint}") from None
-    return SummaryWriter(str(workdir))
 
 
 def show_log_messages() -> None:

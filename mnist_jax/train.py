@@ -8,6 +8,7 @@ if __name__ == "__main__":  # before jax is imported: --help and a wrong flag ar
     CONFIG, WORKDIR = parse_args()
 
 import contextlib
+import functools
 import hashlib
 import os
 import platform
@@ -39,7 +40,7 @@ class Result(NamedTuple):
     """The one really used: `mnist_sample` where `mnist` could not be had."""
     state: TrainState
     history: list[dict[str, Any]]
-    """The records of metrics.jsonl, one an epoch."""
+    """The records of metrics.jsonl, one an epoch; `running_train` is over the epoch, as it went."""
     train: Summary
     """Of the final parameters on the whole training set."""
     test: Summary
@@ -56,29 +57,29 @@ def train_and_evaluate(config: Config, workdir: str | Path | None = None) -> Res
     Raises:
         ConfigError, RunError: as their messages say.
     """
-    dataset = load_dataset(config)
-    splits, num_train = dataset.splits, len(dataset.splits["train"])
-    num_steps = -(-num_train // config.batch_size)  # rounded up: the last batch is short
-    model = make_model(config)
-    tx = make_optimizer(config, config.num_epochs * num_steps)
-    init_key, order_key = jax.random.split(jax.random.key(config.seed, impl="threefry2x32"))
-    state = init_state(init_key, dataset.examples.images.shape[1], model=model, tx=tx)
-    examples = jax.device_put(dataset.examples)
-    # With a validation split, the test set is looked at once: after the last epoch.
-    eval_split = "validation" if "validation" in splits else "test"
     with contextlib.closing(RunLog(workdir, config)) as log:
-        log.start(dataset, state)
+        dataset = load_dataset(config)
+        splits, num_train = dataset.splits, len(dataset.splits["train"])
+        batch_size = min(config.batch_size, num_train)
+        num_steps = -(-num_train // batch_size)  # rounded up: the last batch is short
+        model = make_model(config)
+        tx = make_optimizer(config, config.num_epochs * num_steps)
+        init_key, order_key = jax.random.split(jax.random.key(config.seed, impl="threefry2x32"))
+        state = init_state(init_key, dataset.examples.images.shape[1], model=model, tx=tx)
+        examples = jax.device_put(dataset.examples)
+        evaluate_split = functools.partial(evaluate_rows, examples, batch_size, model)
+        # With a validation split, the test set is looked at once: after the last epoch.
+        shown = "validation" if "validation" in splits else "test"
+        log.start(dataset, state, model)
         for epoch in range(1, config.num_epochs + 1):
             started = time.perf_counter()
-            order = epoch_order(order_key, epoch, num_train, config.batch_size)
+            order = epoch_order(order_key, epoch, num_train, batch_size)
             with log.bar(epoch, num_steps) as update:
                 state, running = train_epoch(state, examples, order, config, model, tx, update)
-            evaluated = evaluate_rows(state, examples, splits[eval_split], config, model)
-            summaries = {"train": running, eval_split: evaluated}
+            summaries = {"running_train": running, shown: evaluate_split(state, splits[shown])}
             log.finish_epoch(epoch, int(state.step), summaries, time.perf_counter() - started)
         checkpoint.save(log.workdir / "checkpoints", state)
-        train = evaluate_rows(state, examples, splits["train"], config, model)
-        test = evaluate_rows(state, examples, splits["test"], config, model)
+        train, test = (evaluate_split(state, splits[split]) for split in ("train", "test"))
         log.finish(train, test)
     return Result(dataset.name, state, log.history, train, test, log.workdir)
 
@@ -106,28 +107,30 @@ def train_epoch(
         state, metrics = train_steps(
             state, metrics, examples, order, start, stop, model=model, tx=tx
         )
-        losses = np.asarray(metrics.loss_sum)
-        if not np.isfinite(losses).all():
-            step = int(state.step) - stop + int(np.argmin(np.isfinite(losses))) + 1
-            raise RunError(
-                f"the loss is not finite at step {step}. "
-                f"Try a learning rate below {config.learning_rate:g}, or warmup_steps."
-            )
+        finite = np.isfinite(np.asarray(metrics.loss_sum))
+        if not finite.all():
+            raise not_finite(int(state.step) - stop + int(np.argmin(finite)) + 1)
         update(stop, summarize(metrics))
     return state, summarize(metrics)
 
 
 def evaluate_rows(
-    state: TrainState, examples: Examples, rows: range, config: Config, model: nn.Module
+    examples: Examples, batch_size: int, model: nn.Module, state: TrainState, rows: range
 ) -> Summary:
     """The loss and accuracy of `state` over `rows` of the examples, each counted once."""
     # As many batches for every split, the rest of them empty: evaluate then compiles once.
-    num_batches = -(-len(examples.labels) // config.batch_size)
-    order = batch_rows(np.array(rows), config.batch_size, num_batches)
+    num_batches = -(-len(examples.labels) // batch_size)
+    order = batch_rows(np.array(rows), batch_size, num_batches)
     summary = summarize(evaluate(state.params, examples, order, model=model))
     if not np.isfinite(summary.loss):
-        raise RunError(f"the loss is not finite when evaluated after step {int(state.step)}.")
+        raise not_finite(int(state.step))
     return summary
+
+
+def not_finite(step: int) -> RunError:
+    """The error of a run that has diverged."""
+    hint = "Try a lower learning_rate, or warmup_steps."
+    return RunError(f"the loss is not finite at step {step}. {hint}")
 
 
 def enable_compilation_cache() -> None:
@@ -140,8 +143,8 @@ def enable_compilation_cache() -> None:
         return
     cpu = [platform.machine(), platform.processor()]
     if os.path.exists("/proc/cpuinfo"):
-        lines = set(Path("/proc/cpuinfo").read_text().splitlines())
-        cpu += sorted(x for x in lines if x.startswith(("model name", "flags", "Features")))
+        lines = sorted(set(Path("/proc/cpuinfo").read_text().splitlines()))
+        cpu += [line for line in lines if line.startswith(("model name", "flags", "Features"))]
     root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     path = root / "mnist_jax" / hashlib.sha256(repr(cpu).encode()).hexdigest()[:16]
     jax.config.update("jax_compilation_cache_dir", str(path))
@@ -158,6 +161,11 @@ def run(config: Config, workdir: Path | None) -> int:
         exit_with_usage_error(str(error))
     except (RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(f"error: the device's memory is too small: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

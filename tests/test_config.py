@@ -33,7 +33,7 @@ def test_is_a_value() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("batch_size", 0, "batch_size is 0; it must be at least 1"),
+        ("batch_size", 0, "batch_size is 0; it must be at least 1 and finite"),
         ("batch_size", 12.5, "batch_size is 12.5; it must be of type int"),
         ("batch_size", True, "batch_size is True; it must be of type int"),
         ("batch_size", "128", "batch_size is '128'; it must be of type int"),
@@ -43,11 +43,11 @@ def test_is_a_value() -> None:
         ("seed", 2**32, "seed is 4294967296; it must be at least 0 and below 4294967296"),
         ("validation_size", -1, "validation_size is -1; it must be at least 0"),
         ("warmup_steps", -1, "warmup_steps is -1; it must be at least 0"),
-        ("hidden_sizes", (512, 0), "hidden_sizes is 0; it must be at least 1"),
+        ("hidden_sizes", (512, 0), "hidden_sizes[1] is 0; it must be at least 1"),
         ("hidden_sizes", [512], "hidden_sizes is [512]; it must be a tuple"),
         ("learning_rate", -1e-3, "learning_rate is -0.001; it must be at least 0"),
         ("learning_rate", float("nan"), "learning_rate is nan; it must be at least 0"),
-        ("learning_rate", float("inf"), "learning_rate is inf; it must be at least 0"),
+        ("learning_rate", float("inf"), "learning_rate is inf; it must be at least 0 and finite"),
         ("decay", 1.0, "decay is 1.0; it must be at least 0 and below 1"),
         ("momentum", 1.0, "momentum is 1.0; it must be at least 0 and below 1"),
         ("eps", 0.0, "eps is 0.0; it must be at least 1e-30"),
@@ -115,10 +115,11 @@ def test_default_preset_is_the_default() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.py", "x = 1", "a.py defines no variable named config"),
-        ("a.py", "config = 1", "config in .*a.py is a int, not a Config"),
+        ("a.py", "x = 1", "a.py defines no variable `config` that is a Config"),
+        ("a.py", "config = 1", "a.py defines no variable `config` that is a Config"),
         ("a.py", "config = (", "a.py cannot be loaded: SyntaxError"),
         ("a.py", "1 / 0", "a.py cannot be loaded: ZeroDivisionError"),
+        ("a.py", "{}[0]", "a.py cannot be loaded: KeyError"),
         ("a.json", "{", "a.json cannot be loaded: JSONDecodeError"),
         ("a.json", "[]", "a.json cannot be loaded"),
         ("a.json", '{"sedd": 1}', "a.json cannot be loaded: .*sedd"),
@@ -156,7 +157,7 @@ def test_every_field_is_a_flag_with_help(capsys: pytest.CaptureFixture[str]) -> 
     [
         (["--learnig-rate", "1"], "learnig-rate"),
         (["--batch-size", "x"], "--batch-size"),
-        (["--batch-size", "0"], "batch_size is 0; it must be at least 1"),
+        (["--batch-size", "0"], "batch_size is 0; it must be at least 1 and finite"),
         (["--dataset", "cifar"], "cifar"),
         (["--optimizer", "adam", "--momentum", "0.9"], "momentum is set, but adam"),
         (["--config"], "--config"),

@@ -55,7 +55,8 @@ def test_kernels_are_glorot_uniform_and_biases_zero(layer: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "compiled"), [("float32", "HIGHEST"), ("tensorfloat32", "HIGH")]
+    ("precision", "compiled"),
+    [("float32", "HIGHEST"), ("tensorfloat32", "HIGH"), ("bfloat16", "DEFAULT")],
 )
 def test_precision_reaches_every_product_forward_and_backward(
     precision: Any, compiled: str

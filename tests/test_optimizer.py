@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from mnist_jax.config import Config
+from mnist_jax.errors import ConfigError
 from mnist_jax.optimizer import make_optimizer, make_schedule
 from tests import oracle
 
@@ -89,6 +90,14 @@ def test_schedule_at_its_corners(schedule: Any, warmup: int, points: dict[int, f
     for step, expected in points.items():
         actual = rate(step) if callable(rate) else rate
         np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-7, err_msg=f"step {step}")
+
+
+def test_warmup_longer_than_the_run_is_refused() -> None:
+    config = Config(warmup_steps=10)
+    with pytest.raises(
+        ConfigError, match="warmup_steps is 10; it must be below the run's 10 steps"
+    ):
+        make_optimizer(config, total_steps=10)
 
 
 def test_optimizer_follows_its_schedule() -> None:
