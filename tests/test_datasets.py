@@ -369,7 +369,7 @@ def test_damaged_prepared_directory_is_named(
     data_dir: Path, prepared: Path, damage: Callable[[Path], None], pattern: str
 ) -> None:
     damage(next(prepared.glob(pattern)))
-    with pytest.raises(DataError, match="Remove it") as caught:
+    with pytest.raises(DataError, match="remove it") as caught:
         datasets.read_splits("mnist_sample", data_dir, None)
     assert str(prepared) in str(caught.value)
 
@@ -467,7 +467,7 @@ def test_download_is_prepared(
 @pytest.mark.parametrize(
     ("respond", "reason"),
     [
-        (not_found, "404 Client Error"),
+        (not_found, "answers 404 Not Found"),
         (die_half_way, "1000 bytes read, 99000 more expected"),
         (login_page, "has 43 bytes"),
     ],
