@@ -154,4 +154,6 @@ def show_log_messages() -> None:
     """For a program: prints the package's log messages, and silences those of its libraries."""
     logging.basicConfig(format="%(levelname)s: %(message)s")
     logging.getLogger("mnist_jax").setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS recommends OpenCV, Orbax narrates
+    logging.getLogger("absl").setLevel(
+        logging.CRITICAL
+    )  # TFDS advertises OpenCV; Orbax logs what it raises

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -154,8 +155,9 @@ def enable_compilation_cache() -> None:
 def run(config: Config, workdir: Path | None) -> int:
     """The program: `train_and_evaluate` with errors as messages. Returns the exit code."""
     show_log_messages()
-    enable_compilation_cache()
     try:
+        check_device()
+        enable_compilation_cache()
         train_and_evaluate(config, workdir)
     except ConfigError as error:
         exit_with_usage_error(str(error))
@@ -163,14 +165,23 @@ def run(config: Config, workdir: Path | None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not re.search("RESOURCE_EXHAUSTED|out of memory", str(error), re.IGNORECASE):
             raise
-        print(f"error: the device's memory is too small: {error}", file=sys.stderr)
+        print(f"error: too large a network or batch for the device: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def check_device() -> None:
+    """Raises RunError where JAX cannot have the platform that it is told to use."""
+    try:
+        jax.devices()
+    except Exception as error:  # of what kind depends on the platform
+        platforms = os.environ.get("JAX_PLATFORMS")
+        raise RunError(f"JAX finds no device (JAX_PLATFORMS is {platforms}): {error}") from error
 
 
 if __name__ == "__main__":

@@ -6,12 +6,22 @@ from pathlib import Path
 import chex
 import jax
 import jax.numpy as jnp
+import pytest
 
 from mnist_jax import checkpoint
 from mnist_jax.config import Config
+from mnist_jax.errors import RunError
 from mnist_jax.model import MLP
 from mnist_jax.optimizer import make_optimizer
 from mnist_jax.steps import Batch, init_state, train_step
+
+
+def test_what_cannot_be_saved_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    model, tx = MLP((4,)), make_optimizer(Config(), 10)
+    state = init_state(jax.random.key(0), 3, model=model, tx=tx)
+    with pytest.raises(RunError, match=f"the state cannot be saved in {tmp_path}/file/x: "):
+        checkpoint.save(tmp_path / "file" / "x", state)
 
 
 def test_a_restored_state_is_the_saved_one_and_trains_on_alike(tmp_path: Path) -> None:

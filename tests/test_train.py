@@ -281,6 +281,7 @@ def test_a_batch_may_be_larger_than_the_dataset(config: Config, tmp_path: Path) 
         (ConfigError("install .[tensorboard]"), 2, "install .[tensorboard]"),
         (RunError("the data is gone"), 1, "error: the data is gone"),
         (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device"),
+        (jax.errors.JaxRuntimeError("Out of memory allocating 9 bytes"), 1, "too large a network"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
@@ -302,6 +303,20 @@ def test_errors_are_messages_and_exit_codes(
         returned = exit_.code
     assert returned == code
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+def test_a_platform_that_is_not_there_is_named(platform: str, config: Config) -> None:
+    flags = ["--dataset", "mnist_sample", "--data-dir", config.data_dir]
+    process = subprocess.run(
+        [sys.executable, "-m", "mnist_jax.train", *flags],
+        env=os.environ | {"JAX_PLATFORMS": platform},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 1
+    assert f"error: JAX finds no device (JAX_PLATFORMS is {platform})" in process.stderr
+    assert "Traceback" not in process.stderr
 
 
 def test_bugs_keep_their_tracebacks(monkeypatch: pytest.MonkeyPatch) -> None:
