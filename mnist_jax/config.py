@@ -50,7 +50,7 @@ class Config:
     """Hold out this many examples from the end of the training set. They are then evaluated after
     each epoch, and the test set once, at the end."""
 
-    hidden_sizes: tuple[Annotated[int, Range(1)], ...] = (512,)
+    hidden_sizes: tuple[Annotated[int, Range(1, 10**9)], ...] = (512,)
     """Units of each hidden layer; all have relu, Glorot-uniform kernels and zero biases."""
     matmul_precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
     """Of the matrix products, as JAX names it. Less than float32 is faster on TPUs and GPUs, and
@@ -81,7 +81,7 @@ class Config:
 
     batch_size: Annotated[int, Range(1)] = 128
     """Examples a step. The last batch of an epoch is padded and masked, never dropped."""
-    num_epochs: Annotated[int, Range(1)] = 5
+    num_epochs: Annotated[int, Range(1, 10**6)] = 5
     """Passes over the training set."""
     seed: Annotated[int, Range(0, 2**32)] = 0
     """Decides the initial parameters and the order of every epoch, and nothing else does."""

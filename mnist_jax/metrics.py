@@ -51,7 +51,7 @@ def batch_metrics(
     """The sums of one batch over the examples where `mask` is true."""
     losses = jnp.where(mask, cross_entropy(logits, labels), 0.0)
     correct = mask & (jnp.argmax(logits, axis=-1) == labels)
-    return Metrics(losses.sum(), correct.sum(), mask.sum())
+    return Metrics(losses.sum(), correct.sum(dtype=jnp.int32), mask.sum(dtype=jnp.int32))
 
 
 def summarize(metrics: Metrics) -> Summary:

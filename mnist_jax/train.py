@@ -1,10 +1,12 @@
 """Trains and evaluates: `python -m mnist_jax.train --help`, or `train_and_evaluate` from Python."""
 
+import signal
 import sys
 
 from mnist_jax.config import Config, exit_with_usage_error, parse_args
 
 if __name__ == "__main__":  # before jax is imported: --help and a wrong flag are answered at once
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends an import without a traceback
     CONFIG, WORKDIR = parse_args()
 
 import contextlib
@@ -146,8 +148,8 @@ def enable_compilation_cache() -> None:
     if os.path.exists("/proc/cpuinfo"):
         lines = sorted(set(Path("/proc/cpuinfo").read_text().splitlines()))
         cpu += [line for line in lines if line.startswith(("model name", "flags", "Features"))]
-    root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    path = root / "mnist_jax" / hashlib.sha256(repr(cpu).encode()).hexdigest()[:16]
+    root = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    path = Path(root) / "mnist_jax" / hashlib.sha256(repr(cpu).encode()).hexdigest()[:16]
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
@@ -185,4 +187,5 @@ def check_device() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(run(CONFIG, WORKDIR))  # pyright: ignore[reportPossiblyUnboundVariable]

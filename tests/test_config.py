@@ -37,7 +37,7 @@ def test_is_a_value() -> None:
         ("batch_size", 12.5, "batch_size is 12.5; it must be of type int"),
         ("batch_size", True, "batch_size is True; it must be of type int"),
         ("batch_size", "128", "batch_size is '128'; it must be of type int"),
-        ("num_epochs", 0, "num_epochs is 0; it must be at least 1"),
+        ("num_epochs", 0, "num_epochs is 0; it must be at least 1 and below 1000000"),
         ("steps_per_chunk", 0, "steps_per_chunk is 0; it must be at least 1"),
         ("seed", -1, "seed is -1; it must be at least 0 and below 4294967296"),
         ("seed", 2**32, "seed is 4294967296; it must be at least 0 and below 4294967296"),
