@@ -14,7 +14,6 @@ from mnist_jax.metrics import Metrics, summarize
 from mnist_jax.model import MLP
 from mnist_jax.optimizer import make_optimizer
 from mnist_jax.steps import (
-    Batch,
     Examples,
     TrainState,
     empty_metrics,
@@ -50,33 +49,6 @@ def run_chunks(order: np.ndarray, steps_per_chunk: int) -> tuple[TrainState, Met
         stop = min(start + steps_per_chunk, len(order))
         state, metrics = train_steps(state, metrics, EXAMPLES, order, start, stop, **STATIC)
     return state, metrics
-
-
-def test_step_is_the_oracles() -> None:
-    state = new_state()
-    batch = Batch(*EXAMPLES, mask=jnp.ones(50, bool))
-    before = jax.tree.map(np.float64, state.params)
-    after, metrics = jit_step(state, batch, **STATIC)
-    grads = oracle.gradients(before, IMAGES, LABELS)
-    expected = jax.tree.map(lambda p, g: oracle.rmsprop(p, g, {}, lr=1e-3), before, grads)
-    chex.assert_trees_all_close(jax.tree.map(np.float64, after.params), expected, rtol=1e-5)
-    np.testing.assert_allclose(
-        metrics.loss_sum / 50, oracle.loss(before, IMAGES, LABELS), rtol=1e-6
-    )
-    assert (after.step, metrics.count) == (1, 50)
-
-
-def test_oracles_gradients_are_finite_differences() -> None:
-    params = jax.tree.map(np.float64, new_state().params)
-    grads = oracle.gradients(params, IMAGES, LABELS)
-    for layer, name, index in [("Dense_0", "kernel", (3, 5)), ("Dense_0", "bias", 7),
-                               ("Dense_1", "kernel", (2, 1)), ("Dense_1", "bias", 3)]:  # fmt: skip
-        losses = []
-        for shift in (1e-6, -1e-6):
-            shifted = jax.tree.map(np.copy, params)
-            shifted[layer][name][index] += shift
-            losses.append(oracle.loss(shifted, IMAGES, LABELS))
-        np.testing.assert_allclose(grads[layer][name][index], np.diff(losses[::-1]) / 2e-6, 1e-6)
 
 
 def test_padding_of_a_batch_has_no_influence() -> None:
