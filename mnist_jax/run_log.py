@@ -51,7 +51,10 @@ class RunLog:
     def start(self, dataset: Dataset, state: TrainState, model: nn.Module) -> None:
         """Makes the folder; records and says what will run, and on what."""
         config, device = self.config, jax.devices()[0]
-        self.workdir = _make_folder(self.workdir, exist_ok=not self._has_default_name)
+        if self._has_default_name:
+            self.workdir = _make_new_folder(self.workdir)
+        else:
+            self.workdir.mkdir(parents=True, exist_ok=True)
         save_config(config, self.workdir / "config.json")
         if config.tensorboard:
             from tensorboardX import SummaryWriter
@@ -122,15 +125,13 @@ class RunLog:
         return f"epoch {epoch:>{len(str(self.config.num_epochs))}}/{self.config.num_epochs}"
 
 
-def _make_folder(path: Path, exist_ok: bool) -> Path:
-    """Makes the folder `path`, or, unless that may exist, one with a name a little longer."""
+def _make_new_folder(path: Path) -> Path:
+    """Makes the folder `path` or, where there is one, one with a name a little longer."""
     try:
-        path.mkdir(parents=True, exist_ok=exist_ok)
+        path.mkdir(parents=True)
         return path
     except FileExistsError:
-        if exist_ok:  # then it is a file
-            raise
-        return _make_folder(path.with_name(f"{path.name}_"), exist_ok)
+        return _make_new_folder(path.with_name(f"{path.name}_"))
 
 
 def _flatten(summaries: dict[str, Summary]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import functools
 from pathlib import Path
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -22,6 +23,15 @@ def test_what_cannot_be_saved_is_named(tmp_path: Path) -> None:
     state = init_state(jax.random.key(0), 3, model=model, tx=tx)
     with pytest.raises(RunError, match=f"the state cannot be saved in {tmp_path}/file/x: "):
         checkpoint.save(tmp_path / "file" / "x", state)
+
+
+def test_a_full_disk_is_foreseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2**20))
+    model, tx = MLP((4,)), make_optimizer(Config(), 10)
+    state = init_state(jax.random.key(0), 3, model=model, tx=tx)
+    with pytest.raises(RunError, match="the disk is full; 1 MiB are needed"):
+        checkpoint.save(tmp_path / "checkpoints", state)
+    assert not any((tmp_path / "checkpoints").iterdir())
 
 
 def test_a_restored_state_is_the_saved_one_and_trains_on_alike(tmp_path: Path) -> None:

@@ -133,6 +133,7 @@ def rewrite(path: Path, **arrays: np.ndarray | None) -> None:
             lambda path: rewrite(path, test_images=np.zeros((999, 28, 28), np.uint8)), id="short"
         ),
         pytest.param(lambda path: rewrite(path, test_images=np.zeros((1000, 28, 28))), id="floats"),
+        pytest.param(lambda path: rewrite(path, name=np.array("mnist")), id="another-dataset"),
     ],
 )
 def test_damaged_cache_is_built_anew(
@@ -163,6 +164,14 @@ def test_cache_that_cannot_be_written_does_not_matter(
 
 
 # What the network sees
+
+
+def test_more_classes_than_the_network_has_are_refused(cached: Config, cache: Path) -> None:
+    rewrite(cache, test_labels=np.full(1000, 9, np.uint8))
+    load_dataset(cached)
+    rewrite(cache, test_labels=np.full(1000, 10, np.uint8))
+    with pytest.raises(DataError, match="mnist_sample has more classes than the network: 10"):
+        load_dataset(cached)
 
 
 def test_normalize_divides_by_255_and_flattens_row_by_row() -> None:

@@ -255,6 +255,15 @@ def test_two_runs_without_a_workdir_get_two_folders(
     assert len(list((tmp_path / "runs").glob("20??-??-??_??-??-??*/config.json"))) == 2
 
 
+def test_tensorboard_that_is_not_installed_is_asked_for(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(ConfigError, match=r'pip install -e "\.\[tensorboard\]"'):
+        train_and_evaluate(replace(config, tensorboard=True), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_data_that_cannot_be_had_leaves_no_run_folder(config: Config, tmp_path: Path) -> None:
     with pytest.raises(RunError):
         train_and_evaluate(
@@ -319,10 +328,14 @@ def test_a_platform_that_is_not_there_is_named(platform: str, config: Config) ->
     assert "Traceback" not in process.stderr
 
 
-def test_bugs_keep_their_tracebacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "train_and_evaluate", lambda *_: 1 / 0)
+@pytest.mark.parametrize("bug", [ZeroDivisionError(), jax.errors.JaxRuntimeError("INTERNAL")])
+def test_bugs_keep_their_tracebacks(bug: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise bug
+
+    monkeypatch.setattr(train, "train_and_evaluate", fail)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(type(bug)):
         train.run(Config(), None)
 
 
