@@ -1,17 +1,16 @@
 """The loss of each example, and sums from which loss and accuracy follow exactly."""
 
 import dataclasses
+from typing import NamedTuple
 
 import chex
-import flax.struct
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
 
-@flax.struct.dataclass
-class Metrics:
+class Metrics(NamedTuple):
     """Sums over the valid examples of a batch; with a leading axis, one entry a batch.
 
     Sums, not means: batches of unequal size then add up to the mean over examples.
@@ -19,7 +18,7 @@ class Metrics:
 
     loss_sum: Float[Array, "*batches"]
     correct: Int[Array, "*batches"]
-    count: Int[Array, "*batches"]
+    count: Int[Array, "*batches"]  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 @dataclasses.dataclass(frozen=True)
