@@ -2,6 +2,8 @@
 
 import os
 import socket
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,26 @@ MODULES = [f"mnist_jax.{path.stem}" for path in PACKAGE.glob("*.py") if path.ste
 jaxtyping.install_import_hook(MODULES, "beartype.beartype")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 4)
+# Each run builds its optimizer anew, and so its programs: most are the same ones.
+CACHE = tempfile.TemporaryDirectory(prefix="mnist_jax.programs.")
+jax.config.update("jax_compilation_cache_dir", CACHE.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+
+
+@pytest.fixture(autouse=True)
+def strict_dtypes() -> Iterator[None]:
+    """No silent promotion in the project's own functions."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.fixture
+def standard_dtypes(strict_dtypes: None) -> Iterator[None]:
+    """For the tests of what does not pass strict promotion: optax's Adam."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -81,7 +81,7 @@ def train(params: Tree, images: np.ndarray, labels: np.ndarray, order: np.ndarra
     memory = {name: {leaf: {} for leaf in layer} for name, layer in params.items()}
     params = {name: {k: v.astype(np.float64) for k, v in p.items()} for name, p in params.items()}
     images, labels, losses = np.asarray(images), np.asarray(labels), []
-    for rows in order:
+    for rows in (padded[padded >= 0] for padded in order):
         losses.append(loss(params, images[rows], labels[rows]))
         for name, layer in gradients(params, images[rows], labels[rows]).items():
             for leaf, grad in layer.items():

@@ -34,6 +34,7 @@ def test_a_full_disk_is_foreseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not any((tmp_path / "checkpoints").iterdir())
 
 
+@pytest.mark.usefixtures("standard_dtypes")
 def test_a_restored_state_is_the_saved_one_and_trains_on_alike(tmp_path: Path) -> None:
     model, tx = MLP((4,)), make_optimizer(Config(optimizer="adam", schedule="cosine"), 10)
     step = jax.jit(functools.partial(train_step, model=model, tx=tx))

@@ -31,6 +31,13 @@ def test_logits_are_the_oracles(hidden_sizes: tuple[int, ...]) -> None:
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)
 
 
+def test_probabilities_of_huge_logits_are_finite() -> None:
+    model = MLP((), num_classes=3)
+    params = {"Dense_0": {"kernel": jnp.zeros((1, 3)), "bias": jnp.array([1e4, 1e4, -1e4])}}
+    probabilities = predict_probabilities(params, jnp.zeros((1, 1)), model=model)
+    np.testing.assert_allclose(probabilities, [[0.5, 0.5, 0.0]])
+
+
 def test_default_network_has_407050_parameters_of_float32() -> None:
     params = init(make_model(Config()))
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), params)

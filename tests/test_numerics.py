@@ -1,7 +1,7 @@
-"""Every number against the oracle, and what must hold of any input."""
+"""Losses, gradients and steps against the oracle, finite differences and Keras."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
 from mnist_jax import datasets
 from mnist_jax.config import Config
-from mnist_jax.input_pipeline import batch_rows, epoch_order, normalize
-from mnist_jax.metrics import summarize
+from mnist_jax.input_pipeline import batch_rows, normalize
+from mnist_jax.metrics import Metrics, summarize
 from mnist_jax.model import MLP, make_model
 from mnist_jax.optimizer import make_optimizer
 from mnist_jax.steps import (
@@ -32,33 +29,25 @@ from mnist_jax.steps import (
     train_steps,
 )
 from tests import oracle
+from tests.small import (
+    CLASSES,
+    EXAMPLES,
+    IMAGES,
+    LABELS,
+    MODEL,
+    PIXELS,
+    STATIC,
+    jit_step,
+    new_state,
+)
 from tests.test_optimizer import RULES
 
-PIXELS, CLASSES, BATCH = 12, 4, 8
-MODEL = MLP((16,), num_classes=CLASSES)
-STATIC: dict[str, Any] = {"model": MODEL, "tx": make_optimizer(Config(), total_steps=100)}
-RNG = np.random.default_rng(0)
-IMAGES = RNG.random((50, PIXELS), np.float32)
-LABELS = RNG.integers(0, CLASSES, 50).astype(np.int32)
-EXAMPLES = Examples(jnp.asarray(IMAGES), jnp.asarray(LABELS))
 KERAS_2 = [
     2.336015224456787, 1.80220365524292, 1.5192642211914062, 1.1391695737838745,
     1.1259236335754395, 0.9794821739196777, 0.8565449714660645, 0.8050017356872559,
     0.7601919174194336, 0.8479984998703003,
 ]  # fmt: skip
-jit_step = jax.jit(train_step, static_argnames=("model", "tx"))
 jit_grad = jax.jit(jax.grad(loss_fn, has_aux=True), static_argnums=2)
-
-
-@pytest.fixture(autouse=True)
-def strict_dtypes() -> Iterator[None]:
-    """No silent promotion in the project's own functions (RMSprop passes; Adam does not)."""
-    with jax.numpy_dtype_promotion("strict"):
-        yield
-
-
-def new_state(seed: int = 0, model: MLP = MODEL, **static: Any) -> TrainState:
-    return init_state(jax.random.key(seed), PIXELS, **{**STATIC, "model": model, **static})
 
 
 def full_batch() -> Batch:
@@ -75,7 +64,7 @@ def test_gradients_are_the_oracles(hidden_sizes: tuple[int, ...]) -> None:
     state = new_state(model=model)
     mask = np.arange(50) % 3 > 0
     batch = Batch(*EXAMPLES, mask=jnp.asarray(mask))
-    grads = jax.grad(loss_fn, has_aux=True)(state.params, batch, model)[0]
+    grads, _ = jit_grad(state.params, batch, model)
     expected = oracle.gradients(to_float64(state.params), IMAGES[mask], LABELS[mask])
     chex.assert_trees_all_close(to_float64(grads), expected, atol=1e-7, rtol=1e-5)
 
@@ -87,28 +76,35 @@ def test_oracles_gradients_are_central_differences() -> None:
         for name, leaf in leaves.items():
             numeric = np.zeros_like(leaf)
             for index in np.ndindex(leaf.shape):
-                value, losses = leaf[index], []
-                for leaf[index] in (value + 1e-5, value - 1e-5):
-                    losses.append(oracle.loss(params, IMAGES, LABELS))
+                value = leaf[index]
+                leaf[index] = value + 1e-5
+                above = oracle.loss(params, IMAGES, LABELS)
+                leaf[index] = value - 1e-5
+                below = oracle.loss(params, IMAGES, LABELS)
                 leaf[index] = value
-                numeric[index] = (losses[0] - losses[1]) / 2e-5
+                numeric[index] = (above - below) / 2e-5
             np.testing.assert_allclose(grads[layer][name], numeric, atol=1e-9)
 
 
-@pytest.mark.parametrize(("config", "rule", "settings"), RULES.values(), ids=RULES.keys())
+@pytest.mark.usefixtures("standard_dtypes")
+@pytest.mark.parametrize(("config", "rule", "hyperparameters"), RULES.values(), ids=RULES.keys())
 def test_one_step_of_each_optimizer_is_the_oracles(
-    config: Config, rule: Callable[..., np.ndarray], settings: dict[str, Any]
+    config: Config, rule: Callable[..., np.ndarray], hyperparameters: dict[str, Any]
 ) -> None:
-    with jax.numpy_dtype_promotion("standard"):  # optax's Adam needs it
-        tx = make_optimizer(config, total_steps=10)
-        state, metrics = train_step(new_state(tx=tx), full_batch(), model=MODEL, tx=tx)
-    before = to_float64(new_state().params)
-    grads = oracle.gradients(before, IMAGES, LABELS)
-    expected = jax.tree.map(lambda p, g: rule(p, g, {}, lr=0.01, **settings), before, grads)
-    chex.assert_trees_all_close(to_float64(state.params), expected, rtol=1e-4, atol=2e-6)
-    assert (state.step, metrics.count) == (1, 50)
-    loss = oracle.loss(before, IMAGES, LABELS)
-    np.testing.assert_allclose(metrics.loss_sum / 50, loss, rtol=1e-6)
+    tx = make_optimizer(config, total_steps=10)
+    before = new_state(tx=tx)
+    after, metrics = jit_step(before, full_batch(), model=MODEL, tx=tx)
+    params = to_float64(before.params)
+    grads = oracle.gradients(params, IMAGES, LABELS)
+    expected = jax.tree.map(lambda p, g: rule(p, g, {}, lr=0.01, **hyperparameters), params, grads)
+    # Parameters are below 1, where float32 is exact to 6e-8. The rules divide by the gradient's
+    # own root, so that its relative error, 1e-6 where it almost cancels, is that of the step.
+    chex.assert_trees_all_close(to_float64(after.params), expected, rtol=0, atol=5e-7)
+    logits, _ = oracle.forward(params, IMAGES)
+    loss = oracle.cross_entropy(logits, LABELS).sum()
+    np.testing.assert_allclose(metrics.loss_sum, loss, rtol=1e-6)
+    assert metrics.correct == (logits.argmax(axis=1) == LABELS).sum()
+    assert (after.step, metrics.count) == (1, 50)
 
 
 def test_loss_at_initialization_is_near_that_of_guessing() -> None:
@@ -118,7 +114,8 @@ def test_loss_at_initialization_is_near_that_of_guessing() -> None:
     params = init_state(jax.random.key(0), 784, **{**STATIC, "model": model}).params
     order = batch_rows(np.arange(500), 100)
     loss = summarize(evaluate(params, examples, order, model=model)).loss
-    assert math.log(10) - 0.1 < loss < math.log(10) + 0.5
+    # Logits of variance s add about s / 2 to the loss of guessing; here s is about 0.4.
+    assert math.log(10) < loss < math.log(10) + 0.4
 
 
 def follow(
@@ -127,7 +124,7 @@ def follow(
     """The mean loss of each batch in RMSprop training: the package's and the oracle's.
 
     This is how another program's run is repeated: its initial weights go into the TrainState, the
-    rows of its batches into `order`.
+    rows of its batches into `order`, short ones padded with -1.
     """
     tx = make_optimizer(Config(), total_steps=len(order))
     placed = jax.tree.map(jnp.asarray, params)
@@ -135,14 +132,14 @@ def follow(
     metrics = empty_metrics(len(order))
     _, metrics = train_steps(state, metrics, examples, order, 0, len(order), model=model, tx=tx)
     expected = oracle.train(params, examples.images, examples.labels, order)
-    return np.asarray(metrics.loss_sum) / order.shape[1], np.array(expected)
+    return np.asarray(metrics.loss_sum) / np.asarray(metrics.count), np.array(expected)
 
 
 def test_ten_steps_follow_the_oracle() -> None:
-    order = np.random.default_rng(0).integers(0, 50, (10, BATCH)).astype(np.int32)
+    order = batch_rows(np.random.default_rng(0).integers(0, 50, 78), 8)  # the last has 6 rows
     params = jax.tree.map(np.asarray, new_state().params)
     losses, expected = follow(params, EXAMPLES, order, MODEL)
-    np.testing.assert_allclose(losses, expected, rtol=1e-6)
+    np.testing.assert_allclose(losses, expected, rtol=1e-6)  # seen: 1.5e-7
 
 
 def test_ten_steps_on_mnist_follow_keras_2(manual_dir: Path) -> None:
@@ -151,7 +148,8 @@ def test_ten_steps_on_mnist_follow_keras_2(manual_dir: Path) -> None:
     model = Sequential([Dense(512, "relu"), Dense(10, "softmax")])
     model.compile(tf.keras.optimizers.legacy.RMSprop(), "categorical_crossentropy")
     model.build((None, 784)); model.set_weights([kernels[0], biases[0], kernels[1], biases[1]])
-    [model.train_on_batch(images[rows], to_categorical(labels[rows], 10)) for rows in order]
+    x, y = normalize(images), to_categorical(labels, 10)
+        [model.train_on_batch(x[rows], y[rows]) for rows in order]
     """
     rng = np.random.default_rng(0)
     kernels = [
@@ -171,84 +169,24 @@ def test_ten_steps_on_mnist_follow_keras_2(manual_dir: Path) -> None:
         for i, (kernel, bias) in enumerate(zip(kernels, biases, strict=True))
     }
     losses, expected = follow(params, examples, order, make_model(Config()))
+    # Seen: 6e-8 and 1.3e-7. On GPUs and TPUs too, matmul_precision makes float32 of the products.
     np.testing.assert_allclose(losses, KERAS_2, atol=1e-6)
     np.testing.assert_allclose(losses, expected, atol=1e-6)
 
 
-def test_step_without_jit_and_under_vmap_agrees_to_rounding() -> None:
-    states = [new_state(seed) for seed in (0, 1)]
-    separate = [jit_step(state, full_batch(), **STATIC) for state in states]
+def test_step_without_jit_agrees_to_rounding() -> None:
     with jax.disable_jit():
-        chex.assert_trees_all_close(
-            train_step(states[0], full_batch(), **STATIC), separate[0], rtol=1e-5, atol=1e-6
-        )
-    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *states)
-    both = jax.vmap(lambda state: train_step(state, full_batch(), **STATIC))(stacked)
-    for i, one in enumerate(separate):
-        chex.assert_trees_all_close(
-            jax.tree.map(lambda x, i=i: x[i], both), one, rtol=1e-5, atol=1e-6
-        )
+        plain = train_step(new_state(), full_batch(), **STATIC)
+    compiled = jit_step(new_state(), full_batch(), **STATIC)
+    chex.assert_trees_all_close(plain, compiled, rtol=1e-5, atol=5e-7)
 
 
-batches = st.tuples(
-    arrays(np.float32, (BATCH, PIXELS), elements=st.floats(0, 1, width=32)),
-    arrays(np.int32, BATCH, elements=st.integers(0, CLASSES - 1)),
-)
+def test_two_seeds_under_vmap_agree_with_two_runs_to_rounding() -> None:
+    def one_step(key: jax.Array) -> tuple[TrainState, Metrics]:
+        return train_step(init_state(key, PIXELS, **STATIC), full_batch(), **STATIC)
 
-
-@given(batches, st.permutations(range(BATCH)))
-@settings(deadline=None, max_examples=50)
-def test_the_order_within_a_batch_does_not_matter(
-    batch: tuple[np.ndarray, np.ndarray], permutation: list[int]
-) -> None:
-    images, labels = map(jnp.asarray, batch)
-    mask = jnp.ones(BATCH, bool)
-    rows = jnp.array(permutation)
-    one, metrics = jit_grad(new_state().params, Batch(images, labels, mask), MODEL)
-    other, metrics2 = jit_grad(new_state().params, Batch(images[rows], labels[rows], mask), MODEL)
-    chex.assert_trees_all_close((one, metrics), (other, metrics2), rtol=1e-5, atol=1e-6)
-
-
-@given(batches, arrays(np.float32, (BATCH, PIXELS), elements=st.floats(-1e6, 1e6, width=32)))
-@settings(deadline=None, max_examples=50)
-def test_masked_examples_have_no_influence_whatever_their_pixels(
-    batch: tuple[np.ndarray, np.ndarray], noise: np.ndarray
-) -> None:
-    images, labels = batch
-    mask = np.arange(BATCH) % 3 > 0
-    noisy = np.where(mask[:, None], images, noise)
-    a, b = (
-        jit_step(new_state(), Batch(*map(jnp.asarray, (x, labels, mask))), **STATIC)
-        for x in (images, noisy)
-    )
-    chex.assert_trees_all_equal(a, b)
-
-
-@given(
-    n=st.integers(1, 200), batch_size=st.integers(1, 64), seed=st.integers(0, 2**32 - 1),
-    epoch=st.integers(0, 1000),
-)  # fmt: skip
-@settings(deadline=None, max_examples=25)
-def test_an_epochs_order_is_a_permutation(n: int, batch_size: int, seed: int, epoch: int) -> None:
-    order = epoch_order(jax.random.key(seed), epoch, n, batch_size)
-    rows = order.ravel()
-    assert order.shape == (math.ceil(n / batch_size), batch_size)
-    assert sorted(rows[:n]) == list(range(n))
-    assert (rows[n:] == -1).all()
-    if n > 20:
-        other = epoch_order(jax.random.key(seed), epoch + 1, n, batch_size)
-        assert not np.array_equal(order, other)
-
-
-@given(st.lists(st.integers(1, 6), min_size=7, max_size=7))
-@settings(deadline=None, max_examples=20)
-def test_no_chunking_changes_a_sum_or_a_parameter(lengths: list[int]) -> None:
-    order = batch_rows(np.arange(50), BATCH)
-    whole = train_steps(new_state(), empty_metrics(7), EXAMPLES, order, 0, 7, **STATIC)
-    state, metrics, start = new_state(), empty_metrics(7), 0
-    for length in lengths:
-        stop = min(start + length, 7)
-        state, metrics = train_steps(state, metrics, EXAMPLES, order, start, stop, **STATIC)
-        start = stop
-    chex.assert_trees_all_equal((state, metrics), whole)
-    assert summarize(metrics) == summarize(whole[1])
+    keys = jax.random.split(jax.random.key(0))
+    both = jax.jit(jax.vmap(one_step))(keys)
+    for i, key in enumerate(keys):
+        one = jax.tree.map(lambda x, i=i: x[i], both)
+        chex.assert_trees_all_close(one, jax.jit(one_step)(key), rtol=1e-5, atol=5e-7)

@@ -45,6 +45,7 @@ RULES = {
 }
 
 
+@pytest.mark.usefixtures("standard_dtypes")
 @pytest.mark.parametrize(("config", "rule", "settings"), RULES.values(), ids=RULES.keys())
 def test_hundred_updates_are_the_oracles(
     config: Config, rule: Callable[..., np.ndarray], settings: dict[str, Any]

@@ -8,11 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnist_jax.config import Config
 from mnist_jax.input_pipeline import batch_rows
 from mnist_jax.metrics import Metrics, summarize
 from mnist_jax.model import MLP
-from mnist_jax.optimizer import make_optimizer
 from mnist_jax.steps import (
     Examples,
     TrainState,
@@ -20,23 +18,10 @@ from mnist_jax.steps import (
     evaluate,
     init_state,
     take_batch,
-    train_step,
     train_steps,
 )
 from tests import oracle
-
-RNG = np.random.default_rng(0)
-IMAGES = RNG.random((50, 12), np.float32)
-LABELS = RNG.integers(0, 4, 50).astype(np.int32)
-EXAMPLES = Examples(jnp.asarray(IMAGES), jnp.asarray(LABELS))
-MODEL = MLP((16,), num_classes=4)
-TX = make_optimizer(Config(), total_steps=100)
-STATIC: dict[str, Any] = {"model": MODEL, "tx": TX}
-jit_step = jax.jit(train_step, static_argnames=("model", "tx"))
-
-
-def new_state(seed: int = 0) -> TrainState:
-    return init_state(jax.random.key(seed), 12, **STATIC)
+from tests.small import EXAMPLES, IMAGES, LABELS, MODEL, STATIC, jit_step, new_state
 
 
 def random_order(batch_size: int) -> np.ndarray:
@@ -49,6 +34,31 @@ def run_chunks(order: np.ndarray, steps_per_chunk: int) -> tuple[TrainState, Met
         stop = min(start + steps_per_chunk, len(order))
         state, metrics = train_steps(state, metrics, EXAMPLES, order, start, stop, **STATIC)
     return state, metrics
+
+
+def test_every_leaf_has_its_shape_and_dtype() -> None:
+    state, metrics = jax.eval_shape(
+        lambda: jit_step(new_state(), take_batch(EXAMPLES, jnp.arange(5)), **STATIC)
+    )
+    described = {
+        jax.tree_util.keystr(path): f"{leaf.dtype}{leaf.shape}"
+        for path, leaf in jax.tree.leaves_with_path((state, metrics))
+    }
+    layers = {
+        "['Dense_0']['bias']": "float32(16,)",
+        "['Dense_0']['kernel']": "float32(12, 16)",
+        "['Dense_1']['bias']": "float32(4,)",
+        "['Dense_1']['kernel']": "float32(16, 4)",
+    }
+    assert described == {
+        "[0].step": "int32()",
+        **{f"[0].params{name}": leaf for name, leaf in layers.items()},
+        **{f"[0].opt_state[0].nu{name}": leaf for name, leaf in layers.items()},
+        "[1].loss_sum": "float32()",
+        "[1].correct": "int32()",
+        "[1].count": "int32()",
+    }
+    assert jax.eval_shape(new_state) == state
 
 
 def test_padding_of_a_batch_has_no_influence() -> None:
@@ -96,7 +106,7 @@ def test_evaluation_counts_every_example_once(batch_size: int) -> None:
 def test_sixty_thousand_are_trained_on_and_ten_thousand_evaluated(batch_size: int) -> None:
     images = np.random.default_rng(2).random((70_000, 2), np.float32)
     examples = Examples(jnp.asarray(images), jnp.zeros(70_000, jnp.int32))
-    static: dict[str, Any] = {"model": MLP((2,)), "tx": TX}
+    static: dict[str, Any] = {**STATIC, "model": MLP((2,))}
     state = init_state(jax.random.key(0), 2, **static)
     order = batch_rows(np.random.default_rng(3).permutation(60_000), batch_size)
     test_order = batch_rows(np.arange(60_000, 70_000), batch_size)

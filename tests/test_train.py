@@ -116,6 +116,7 @@ def test_another_process_gives_the_same_bits(
     assert without_seconds(list(map(json.loads, lines))) == without_seconds(result.history)
     restored = checkpoint.restore(tmp_path / "run" / "checkpoints" / "64", result.state)
     chex.assert_trees_all_equal(restored, result.state)
+    assert not process.stderr
     assert "\x1b" not in process.stdout  # no colours, no bar: it is no terminal
     assert list((tmp_path / "cache" / "mnist_jax").glob("*/jit_train_steps*"))
 
@@ -181,6 +182,14 @@ def test_what_a_person_reads(
     gap = 100 * (result.train.accuracy - result.test.accuracy)
     assert f"Gap: {gap:.2f} points of overfitting" in text
     assert f"Run folder: {tmp_path / 'run'}" in text
+
+
+def test_no_overfitting_is_claimed_where_there_is_none(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = run_log.RunLog(tmp_path, config)
+    log.finish(Summary(0.5, 0.75, correct=3, count=4), Summary(0.5, 0.875, correct=7, count=8))
+    assert "Gap: -12.50 points\n" in capsys.readouterr().out
 
 
 def test_tensorboard_events_hold_the_metrics(config: Config, tmp_path: Path) -> None:
