@@ -1,41 +1,211 @@
-"""Saving and restoring a TrainState with Orbax: the only module that knows it."""
+"""Checkpoints with Orbax: the only module that knows it."""
 
+import contextlib
+import ctypes
+import hashlib
+import json
+import logging
 import shutil
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
+from mnist_jax.config import differences
 from mnist_jax.errors import RunError
+from mnist_jax.metrics import Metrics
 from mnist_jax.steps import TrainState
 
+log = logging.getLogger(__name__)
 
-def save(directory: Path, state: TrainState) -> Path:
-    """Saves `state` below `directory`, in a folder named after its step; returns that folder.
 
-    Orbax writes to a temporary name and renames: the folder is whole, or it is not there.
+class Progress(NamedTuple):
+    """All that a run needs to go on as if it had never stopped."""
 
-    Raises:
-        RunError: it cannot be written.
+    state: TrainState
+    metrics: Metrics
+    """Of the epoch in flight, with zeros for the steps to come."""
+    history: list[dict[str, Any]]
+    """The records of the epochs before it, as metrics.jsonl has them."""
+
+
+class Checkpoints:
+    """The checkpoints of a run: folders named after their steps, the newest `keep` of them.
+
+    Orbax writes each in the background, under another name until it is whole. What was written it
+    restores without a look, flipped bytes too: hence the digests.
     """
-    import orbax.checkpoint as ocp  # half a second, which the first step need not wait for
 
-    path = directory.absolute() / str(int(state.step))
+    def __init__(self, directory: Path, keep: int, origin: dict[str, Any]) -> None:
+        """Opens or makes `directory`; `origin` is what decides the run, and must never differ."""
+        import orbax.checkpoint as ocp
+
+        self.directory = directory.absolute()
+        self._args = ocp.args
+        self._origin = _as_json(origin)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        try:
+            self.directory.mkdir(exist_ok=True)
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
+            for step in sorted(self._manager.all_steps())[:-keep]:
+                self._manager.delete(step)  # a process was killed before it did
+        except Exception as error:  # Orbax passes on what its storage raises, which is no OSError
+            raise RunError(f"{directory} cannot be opened: {error}") from error
+
+    def save(self, progress: Progress) -> None:
+        """Starts to save; waits only for the save before it, and for a copy of the arrays.
+
+        Raises:
+            RunError: this, or the save before it, cannot be written.
+            FloatingPointError: a parameter is not finite, so that no run could go on from here.
+        """
+        step = int(progress.state.step)
+        arrays = jax.tree.map(
+            np.array, progress[:2]
+        )  # a copy: training reuses the original's memory
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(arrays)):
+            raise FloatingPointError(f"a parameter is not finite after step {step}")
+        record = _as_json(
+            {
+                "origin": self._origin,
+                "history": progress.history,
+                "leaves": _describe(arrays),
+                "arrays": _digest_arrays(arrays),
+            }
+        )
+        args = self._args.Composite(
+            arrays=self._args.StandardSave(arrays),
+            record=self._args.JsonSave({"record": record, "digest": _digest_record(record)}),
+        )
+        self.wait()
+        _give_memory_back()
+        try:
+            needed = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)) + 2**20
+            if shutil.disk_usage(self.directory).free < needed:  # Orbax says so in a hundred lines
+                raise OSError(f"the disk is full; {needed / 2**20:.0f} MiB are needed")
+            if not self._manager.save(step, args=args):
+                raise OSError(f"Orbax refuses step {step}")
+        except Exception as error:
+            raise self._cannot_save(error) from error
+
+    def wait(self) -> None:
+        """Waits until the save before, if any, is on the disk."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._cannot_save(error) from error
+
+    def _cannot_save(self, error: Exception) -> RunError:
+        return RunError(f"no checkpoint can be saved in {self.directory}: {error}")
+
+    def restore(self, template: Progress) -> Progress:
+        """The newest intact checkpoint, on the devices of `template`; that itself if there is none.
+
+        Damaged ones after it are named and removed.
+
+        Raises:
+            RunError: none is intact; or the run's data, settings or model are not these.
+        """
+        damaged = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                with _quiet_threads():
+                    progress = self._read(step, template)
+            except RunError:
+                raise
+            except Exception as error:  # on damaged bytes, Orbax raises what it likes
+                damaged.append(step)
+                reason = str(error).partition(": ")[0]
+                log.warning(f"{self.directory / str(step)} is damaged and not used: {reason}")
+                continue
+            for newer in damaged:
+                self._manager.delete(newer)
+            return progress
+        if damaged:
+            raise RunError(f"no checkpoint in {self.directory} is intact; begin anew elsewhere")
+        return template
+
+    def _read(self, step: int, template: Progress) -> Progress:
+        import orbax.checkpoint as ocp
+
+        saved = self._manager.restore(
+            step, args=self._args.Composite(record=self._args.JsonRestore())
+        )["record"]
+        record = saved["record"]
+        if _digest_record(record) != saved["digest"]:
+            raise ValueError("its record does not match its digest")
+        arrays = template[:2]
+        for here, there in (
+            (self._origin, record["origin"]),
+            (_describe(arrays), record["leaves"]),
+        ):
+            if different := differences(there, here):
+                raise RunError(f"{self.directory / str(step)} is of another run: {different}")
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, arrays)
+        restored = self._manager.restore(
+            step, args=self._args.Composite(arrays=self._args.StandardRestore(shapes))
+        )["arrays"]
+        if _digest_arrays(restored) != record["arrays"]:
+            raise ValueError("its arrays do not match their digest")
+        state, metrics = restored
+        if int(state.step) != step:
+            raise ValueError(f"it is that of step {int(state.step)}")
+        return Progress(state, metrics, record["history"])
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint on the disk, if there is one."""
+        self.wait()
+        step = self._manager.latest_step()
+        return None if step is None else self.directory / str(step)
+
+    def close(self) -> None:
+        """Waits until all is on the disk."""
+        self.wait()
+        self._manager.close()
+
+
+def _give_memory_back() -> None:
+    """Each of Orbax's threads frees what it used, but glibc would keep it for that thread."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextlib.contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Where one of Orbax's reads fails, the others complain to an event loop that is closed."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + 2**20
-        if shutil.disk_usage(directory).free < needed:  # Orbax says so in a hundred lines
-            raise OSError(f"the disk is full; {needed / 2**20:.0f} MiB are needed")
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(path, state)
-    except Exception as error:  # Orbax passes on what its storage raises, which is no OSError
-        raise RunError(f"the state cannot be saved in {directory}: {error}") from error
-    return path
+        yield
+    except Exception:
+        time.sleep(0.1)  # they are still on their way
+        raise
+    finally:
+        sys.unraisablehook = hook
 
 
-def restore(path: Path, template: TrainState) -> TrainState:
-    """The state saved in `path`; `template` gives its tree, shapes, dtypes and devices."""
-    import orbax.checkpoint as ocp
+def _as_json(value: Any) -> Any:
+    """`value` as it comes back from a JSON file."""
+    return json.loads(json.dumps(value))
 
-    with ocp.StandardCheckpointer() as checkpointer:
-        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
-        return checkpointer.restore(path.absolute(), shapes)
+
+def _describe(arrays: Any) -> dict[str, str]:
+    """The dtype and shape of each leaf, by its path in the tree."""
+    return {
+        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree.leaves_with_path(arrays)
+    }
+
+
+def _digest_arrays(arrays: Any) -> str:
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(arrays):
+        digest.update(np.ascontiguousarray(leaf).data)
+    return digest.hexdigest()
+
+
+def _digest_record(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

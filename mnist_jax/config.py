@@ -6,6 +6,7 @@ Imports no jax, so that `--help` and a wrong flag are answered at once.
 import argparse
 import dataclasses
 import json
+import os
 import runpy
 import sys
 import types
@@ -87,6 +88,11 @@ class Config:
     """Decides the initial parameters and the order of every epoch, and nothing else does."""
     steps_per_chunk: Annotated[int, Range(1)] = 64
     """Steps that run on the device between two looks at the numbers. Changes no result."""
+    checkpoint_every_steps: Annotated[int, Range(0)] = 0
+    """Save also within an epoch, after the chunk in which so many steps are full. 0: only after
+    each epoch."""
+    keep: Annotated[int, Range(1)] = 3
+    """How many checkpoints to keep: the newest."""
     tensorboard: bool = False
     """Also write TensorBoard events (needs the extra `tensorboard`)."""
 
@@ -96,6 +102,8 @@ class Config:
             _check(field.name, getattr(self, field.name), hints[field.name])
         _check_optimizer_settings(self)
 
+
+CONFIG_FILE = "config.json"  # in a run folder
 
 _USED_BY = {
     "decay": ("rmsprop",),
@@ -142,9 +150,41 @@ def _check(name: str, value: Any, hint: Any) -> None:
             raise ConfigError(f"{name} is {value!r}; it must be of type {names}")
 
 
-def save_config(config: Config, path: Path) -> None:
-    """Writes `config` as JSON; `load_config` reads it back to an equal Config."""
-    path.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+_CHANGES_NO_NUMBER = (
+    *("data_dir", "manual_dir", "require_full_data", "steps_per_chunk"),
+    *("checkpoint_every_steps", "keep", "tensorboard"),
+)
+
+
+def deciding_fields(config: Config) -> dict[str, Any]:
+    """The fields that decide a run's numbers: those that its continuation must share."""
+    fields = {k: v for k, v in vars(config).items() if k not in _CHANGES_NO_NUMBER}
+    if config.schedule == "constant":
+        del fields["num_epochs"]  # more of them change nothing in those before
+    return fields
+
+
+def check_continues(config: Config, saved: Config) -> None:
+    """Raises ConfigError unless a run of `saved` can go on as one of `config`."""
+    different = differences(deciding_fields(saved), deciding_fields(config))
+    if not different and config.num_epochs < saved.num_epochs:
+        different = differences({"num_epochs": saved.num_epochs}, {"num_epochs": config.num_epochs})
+    if different:
+        raise ConfigError(f"the run to continue is another: {different}; name another --workdir")
+
+
+def differences(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """What differs between two dictionaries, for a message."""
+    return "; ".join(
+        f"{name} is {there.get(name)!r} there and {here.get(name)!r} here"
+        for name in {**there, **here}
+        if there.get(name) != here.get(name)
+    )
+
+
+def format_config(config: Config) -> str:
+    """`config` as JSON, which `load_config` reads back to an equal Config."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
 def load_config(path: str | Path) -> Config:
@@ -172,7 +212,11 @@ def parse_args(args: Sequence[str] | None = None) -> tuple[Config, Path | None]:
     """The command line's Config and workdir; prints a box and exits with 2 if it is wrong."""
     preset = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     preset.add_argument("--config", nargs="?")  # tyro, below, complains of a missing path
-    path = preset.parse_known_args(args)[0].config
+    preset.add_argument("--workdir", nargs="?")
+    known = preset.parse_known_args(args)[0]
+    path, run = known.config, Path(os.path.expanduser(known.workdir or ""), CONFIG_FILE)
+    if known.workdir and not path and run.is_file():
+        path = run
     try:
         base = load_config(path) if path else Config()
     except ConfigError as error:
@@ -189,7 +233,8 @@ def parse_args(args: Sequence[str] | None = None) -> tuple[Config, Path | None]:
             config: the settings of the run
             preset: take the settings from this file (configs/*.py, or a run's config.json);
                 the other flags override it
-            workdir: the run folder to make; without it, runs/DATE-TIME
+            workdir: the run folder, to make or to continue: then its config.json gives the
+                settings; without it, runs/DATE-TIME
         """
         return config, workdir
 

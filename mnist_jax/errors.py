@@ -15,3 +15,7 @@ class DataError(RunError):
 
 class DownloadError(DataError):
     """A download that failed. Plain `mnist` may then fall back on the embedded sample."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and has saved all it did. Exit code 75: call it again."""

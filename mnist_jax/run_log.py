@@ -2,13 +2,13 @@
 
 import contextlib
 import dataclasses
-import datetime
 import importlib.util
 import json
 import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import flax.linen as nn
@@ -17,61 +17,101 @@ import rich.progress
 from rich.console import Console
 
 import mnist_jax
-from mnist_jax.config import Config, save_config
-from mnist_jax.errors import ConfigError, RunError
+from mnist_jax.config import CONFIG_FILE, Config, format_config
+from mnist_jax.errors import ConfigError, Interrupted, RunError
 from mnist_jax.input_pipeline import Dataset
 from mnist_jax.metrics import Summary
 from mnist_jax.model import count_parameters
 from mnist_jax.steps import TrainState
+from mnist_jax.workdir import new_folder, take_folder, write_whole
 
 # Lines in a log file are as long as they are, and nothing is guessed to be a colour.
 console = Console(soft_wrap=True, highlight=False, markup=False)
 
 
-class RunLog:
-    """A new run folder and its files.
+log = logging.getLogger(__name__)
 
-    They are config.json (the Config), run.json (what it runs on), metrics.jsonl (a line an epoch,
-    written as it happens), result.json and, if wanted, TensorBoard events.
+
+class RunLog(contextlib.AbstractContextManager["RunLog"]):
+    """A run folder and its files; no other process can train in it meanwhile.
+
+    They are config.json (the Config), run.json (what it runs on, and how it stands), metrics.jsonl
+    (a line an epoch, written as it happens), result.json and, if wanted, TensorBoard events.
     """
 
     def __init__(self, workdir: str | Path | None, config: Config) -> None:
-        """Looks whether the folder can be had; `start` makes it, once there is data to train on."""
-        now = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
-        self.workdir = Path(os.path.expanduser(workdir or f"runs/{now}"))
-        self._has_default_name = not workdir
-        if workdir and self.workdir.exists() and any(self.workdir.iterdir()):
-            raise RunError(f"{self.workdir} is not empty; name another folder with --workdir.")
+        """Takes the folder, if it is there; `take_folder` makes it, once there is data.
+
+        Raises:
+            ConfigError: it holds another run; or TensorBoard is wanted and not installed.
+            RunError: it holds something else; or another process trains in it.
+        """
         if config.tensorboard and not importlib.util.find_spec("tensorboardX"):
             raise ConfigError('tensorboard needs tensorboardX: pip install -e ".[tensorboard]"')
         self.config = config
         self.history: list[dict[str, Any]] = []
+        self._wanted = Path(os.path.expanduser(workdir)) if workdir else None
+        self._lock: int | None = None
+        self._run: dict[str, Any] = {}
         self._events: Any = None
+        if self._wanted and self._wanted.exists():
+            self.take_folder()
 
-    def start(self, dataset: Dataset, state: TrainState, model: nn.Module) -> None:
-        """Makes the folder; records and says what will run, and on what."""
-        config, device = self.config, jax.devices()[0]
-        if self._has_default_name:
-            self.workdir = _make_new_folder(self.workdir)
-        else:
+    def take_folder(self) -> Path:
+        """Makes the folder, unless it is there, and returns it."""
+        if self._lock is None:
+            self.workdir = self._wanted or new_folder()
+            if self.workdir.is_file():
+                raise RunError(f"{self.workdir} is a file; name a folder with --workdir")
             self.workdir.mkdir(parents=True, exist_ok=True)
-        save_config(config, self.workdir / "config.json")
-        if config.tensorboard:
-            from tensorboardX import SummaryWriter
+            self._lock = take_folder(self.workdir, self.config)
+        return self.workdir
 
-            self._events = SummaryWriter(str(self.workdir))
+    def start(
+        self, dataset: Dataset, model: nn.Module, state: TrainState, history: list[dict[str, Any]]
+    ) -> None:
+        """Records and says what will run, on what, and after which step and epochs.
+
+        Raises:
+            RunError: the checkpoints that there were are lost.
+        """
+        config, device, step = self.config, jax.devices()[0], int(state.step)
+        self._rewrite_metrics(step, history)
         devices = f"{device.platform} device 1 of {jax.device_count()} ({device.device_kind})"
         versions = {"mnist_jax": mnist_jax.__version__, "jax": jax.__version__}
         sizes = {split: len(rows) for split, rows in dataset.splits.items()}
-        self._write_json(
-            "run.json", {"dataset": dataset.name, **sizes, **versions, "devices": devices}
-        )
         console.print(
             f"mnist_jax {mnist_jax.__version__}, jax {jax.__version__}, {devices}\n"
             f"{dataset.name}: {', '.join(f'{n:,} {split}' for split, n in sizes.items())} images\n"
             f"{type(model).__name__}: {count_parameters(state.params):,} parameters; "
             f"{config.optimizer}, batches of {config.batch_size}, seed {config.seed}"
         )
+        if finished := len(history) == config.num_epochs:
+            console.print(f"{self.workdir} is finished; more --num-epochs would continue it")
+        elif step:
+            console.print(f"Continuing {self.workdir} after step {step:,}")
+        self.history = history
+        self._run = {"dataset": dataset.name, **sizes, **versions, "devices": devices}
+        write_whole(self.workdir / CONFIG_FILE, format_config(config))
+        self._write_json("run.json", {**self._run, "status": "running"})
+        if not finished:
+            (self.workdir / "result.json").unlink(missing_ok=True)
+        if config.tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._events = SummaryWriter(str(self.workdir), purge_step=step + 1)
+
+    def _rewrite_metrics(self, step: int, history: list[dict[str, Any]]) -> None:
+        """Writes metrics.jsonl as the checkpoint knows it: the file may be ahead, or damaged."""
+        path = self.workdir / "metrics.jsonl"
+        found = path.read_text(errors="replace") if path.exists() else ""
+        # The line of an epoch is written when the checkpoint before it is: the second proves one.
+        if not step and found.count("\n") > 1:
+            raise RunError(f"{self.workdir} has lost its checkpoints; name another --workdir")
+        known = "".join(json.dumps(record) + "\n" for record in history)
+        if not found.startswith(known):
+            log.warning(f"{path} was damaged; it is written anew, nothing is lost.")
+        write_whole(path, known)
 
     @contextlib.contextmanager
     def bar(self, epoch: int, num_steps: int) -> Iterator[Callable[[int, Summary], None]]:
@@ -113,25 +153,31 @@ class RunLog:
             f"Run folder: {self.workdir}"
         )
 
-    def close(self) -> None:
-        """Writes what TensorBoard's writer still holds in its queue."""
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Records how the run stands, and leaves the folder to others."""
         if self._events:
             self._events.close()
+        if self._run:
+            self._run["status"] = "finished"
+            if isinstance(error, Interrupted | KeyboardInterrupt):
+                self._run["status"] = "interrupted"
+            elif error:
+                self._run |= {"status": "failed", "error": str(error)}
+            with contextlib.suppress(OSError):  # the disk may be full: then `error` says so
+                self._write_json("run.json", self._run)
+        if self._lock is not None:
+            os.close(self._lock)
 
     def _write_json(self, name: str, values: dict[str, Any]) -> None:
-        (self.workdir / name).write_text(json.dumps(values, indent=2) + "\n")
+        write_whole(self.workdir / name, json.dumps(values, indent=2) + "\n")
 
     def _title(self, epoch: int) -> str:
         return f"epoch {epoch:>{len(str(self.config.num_epochs))}}/{self.config.num_epochs}"
-
-
-def _make_new_folder(path: Path) -> Path:
-    """Makes the folder `path` or, where there is one, one with a name a little longer."""
-    try:
-        path.mkdir(parents=True)
-        return path
-    except FileExistsError:
-        return _make_new_folder(path.with_name(f"{path.name}_"))
 
 
 def _flatten(summaries: dict[str, Summary]) -> dict[str, float]:

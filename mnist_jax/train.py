@@ -3,20 +3,20 @@
 import signal
 import sys
 
-from mnist_jax.config import Config, exit_with_usage_error, parse_args
+from mnist_jax.config import Config, deciding_fields, exit_with_usage_error, parse_args
 
 if __name__ == "__main__":  # before jax is imported: --help and a wrong flag are answered at once
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends an import without a traceback
     CONFIG, WORKDIR = parse_args()
 
 import contextlib
-import functools
 import hashlib
 import os
 import platform
 import re
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,16 +24,18 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
-from jaxtyping import Int
+from jaxtyping import PRNGKeyArray
 
-from mnist_jax import checkpoint
-from mnist_jax.errors import ConfigError, RunError
-from mnist_jax.input_pipeline import batch_rows, epoch_order, load_dataset
-from mnist_jax.metrics import Summary, summarize
+from mnist_jax.checkpoint import Checkpoints, Progress
+from mnist_jax.errors import ConfigError, Interrupted, RunError
+from mnist_jax.input_pipeline import Dataset, batch_rows, epoch_order, load_dataset
+from mnist_jax.metrics import Metrics, Summary, summarize
 from mnist_jax.model import make_model
 from mnist_jax.optimizer import make_optimizer
 from mnist_jax.run_log import RunLog, show_log_messages
 from mnist_jax.steps import Examples, TrainState, empty_metrics, evaluate, init_state, train_steps
+
+INTERRUPTED = 75  # EX_TEMPFAIL: whoever started the program may start it again
 
 
 class Result(NamedTuple):
@@ -50,90 +52,174 @@ class Result(NamedTuple):
     workdir: Path
 
 
+class Task(NamedTuple):
+    """What stays the same throughout a run."""
+
+    config: Config
+    examples: Examples
+    """On the device."""
+    splits: dict[str, range]
+    batch_size: int
+    num_steps: int
+    """Of an epoch."""
+    model: nn.Module
+    tx: optax.GradientTransformation
+    order_key: PRNGKeyArray
+
+
 def train_and_evaluate(config: Config, workdir: str | Path | None = None) -> Result:
-    """Trains as `config` says, and leaves everything in a new folder.
+    """Trains as `config` says, or goes on with it, and leaves everything in a folder.
+
+    A first SIGINT or SIGTERM, in the main thread, ends it once the chunk in flight is saved.
 
     Args:
         config: the run.
-        workdir: the folder (see RunLog for what it gets). None: runs/DATE-TIME.
+        workdir: the folder (see RunLog for what it gets). What is there is continued, to the same
+            bits as if it had never stopped. None: a new runs/DATE-TIME.
 
     Raises:
         ConfigError, RunError: as their messages say.
+        Interrupted: by a signal.
     """
-    with contextlib.closing(RunLog(workdir, config)) as log:
+    with RunLog(workdir, config) as log:
         dataset = load_dataset(config)
-        splits, num_train = dataset.splits, len(dataset.splits["train"])
-        batch_size = min(config.batch_size, num_train)
-        num_steps = -(-num_train // batch_size)  # rounded up: the last batch is short
-        model = make_model(config)
-        tx = make_optimizer(config, config.num_epochs * num_steps)
-        init_key, order_key = jax.random.split(jax.random.key(config.seed, impl="threefry2x32"))
-        state = init_state(init_key, dataset.examples.images.shape[1], model=model, tx=tx)
-        examples = jax.device_put(dataset.examples)
-        evaluate_split = functools.partial(evaluate_rows, examples, batch_size, model)
-        # With a validation split, the test set is looked at once: after the last epoch.
-        shown = "validation" if "validation" in splits else "test"
-        log.start(dataset, state, model)
-        for epoch in range(1, config.num_epochs + 1):
-            started = time.perf_counter()
-            order = epoch_order(order_key, epoch, num_train, batch_size)
-            with log.bar(epoch, num_steps) as update:
-                state, running = train_epoch(state, examples, order, config, model, tx, update)
-            summaries = {"running_train": running, shown: evaluate_split(state, splits[shown])}
-            log.finish_epoch(epoch, int(state.step), summaries, time.perf_counter() - started)
-        checkpoint.save(log.workdir / "checkpoints", state)
-        train, test = (evaluate_split(state, splits[split]) for split in ("train", "test"))
-        log.finish(train, test)
-    return Result(dataset.name, state, log.history, train, test, log.workdir)
+        task, state = set_up(config, dataset)
+        sizes = {f"{split}_examples": len(rows) for split, rows in dataset.splits.items()}
+        origin = deciding_fields(config) | {"dataset": dataset.name, **sizes}
+        directory = log.take_folder() / "checkpoints"
+        with contextlib.closing(Checkpoints(directory, config.keep, origin)) as checkpoints:
+            progress = checkpoints.restore(Progress(state, empty_metrics(task.num_steps), []))
+            log.start(dataset, task.model, progress.state, progress.history)
+            try:
+                with deferred_signals() as interrupted:
+                    state = train(task, progress, checkpoints, log, interrupted)
+                    splits = ("train", "test")
+                    train_summary, test_summary = (evaluate_split(task, state, s) for s in splits)
+                    log.finish(train_summary, test_summary)
+            except FloatingPointError as error:
+                raise RunError(
+                    f"{error}. Try a lower learning_rate, or warmup_steps. "
+                    f"The last good checkpoint: {checkpoints.newest()}"
+                ) from error
+    return Result(dataset.name, state, log.history, train_summary, test_summary, log.workdir)
+
+
+def set_up(config: Config, dataset: Dataset) -> tuple[Task, TrainState]:
+    """All that a run begins with, from its config and dataset alone."""
+    num_train = len(dataset.splits["train"])
+    batch_size = min(config.batch_size, num_train)
+    num_steps = -(-num_train // batch_size)  # rounded up: the last batch is short
+    model = make_model(config)
+    tx = make_optimizer(config, config.num_epochs * num_steps)
+    init_key, order_key = jax.random.split(jax.random.key(config.seed, impl="threefry2x32"))
+    state = init_state(init_key, dataset.examples.images.shape[1], model=model, tx=tx)
+    examples = jax.device_put(dataset.examples)
+    splits = dataset.splits
+    return Task(config, examples, splits, batch_size, num_steps, model, tx, order_key), state
+
+
+def train(
+    task: Task,
+    progress: Progress,
+    checkpoints: Checkpoints,
+    log: RunLog,
+    interrupted: Callable[[], bool],
+) -> TrainState:
+    """Trains from `progress` to the last epoch; saves, shows and stops in between.
+
+    Raises:
+        RunError: a checkpoint cannot be saved.
+        FloatingPointError: the loss is not finite.
+        Interrupted: all is saved.
+    """
+    config, num_steps = task.config, task.num_steps
+    # With a validation split, the test set is looked at once: after the last epoch.
+    shown = "validation" if "validation" in task.splits else "test"
+    state, metrics, _ = progress
+    saved = int(state.step)
+    for epoch in range(saved // num_steps + 1, config.num_epochs + 1):
+        started = time.perf_counter()
+        chunks = train_epoch(task, state, metrics, epoch)
+        with log.bar(epoch, num_steps) as update:
+            for state, metrics, step in chunks:
+                update(step, summarize(metrics))
+                due = 0 < config.checkpoint_every_steps <= int(state.step) - saved
+                if step < num_steps and (due or interrupted()):
+                    checkpoints.save(Progress(state, metrics, log.history))
+                    saved = int(state.step)
+                    stop_if(interrupted, log)
+        summaries = {"running_train": summarize(metrics), shown: evaluate_split(task, state, shown)}
+        metrics = empty_metrics(num_steps)
+        checkpoints.wait()
+        log.finish_epoch(epoch, int(state.step), summaries, time.perf_counter() - started)
+        checkpoints.save(Progress(state, metrics, log.history))
+        saved = int(state.step)
+        if epoch < config.num_epochs:
+            stop_if(interrupted, log)
+    return state
 
 
 def train_epoch(
-    state: TrainState,
-    examples: Examples,
-    order: Int[np.ndarray, "steps batch"],
-    config: Config,
-    model: nn.Module,
-    tx: optax.GradientTransformation,
-    update: Callable[[int, Summary], None],
-) -> tuple[TrainState, Summary]:
-    """Trains an epoch, chunk by chunk; returns the state after it and its running metrics.
+    task: Task, state: TrainState, metrics: Metrics, epoch: int
+) -> Iterator[tuple[TrainState, Metrics, int]]:
+    """Trains what is left of an epoch; yields state, metrics and step of the epoch after a chunk.
 
-    Between two chunks is the place for all that happens outside the device: there `update` is
-    called with the steps of the epoch so far and their metrics.
+    Between two chunks is the place for all that happens outside the device.
 
     Raises:
-        RunError: the loss is not finite; names the step.
+        FloatingPointError: the loss is not finite; names the step.
     """
-    metrics = empty_metrics(len(order))
-    for start in range(0, len(order), config.steps_per_chunk):
-        stop = min(start + config.steps_per_chunk, len(order))
+    order = epoch_order(task.order_key, epoch, len(task.splits["train"]), task.batch_size)
+    before = (epoch - 1) * task.num_steps
+    for start in range(int(state.step) - before, task.num_steps, task.config.steps_per_chunk):
+        stop = min(start + task.config.steps_per_chunk, task.num_steps)
         state, metrics = train_steps(
-            state, metrics, examples, order, start, stop, model=model, tx=tx
+            state, metrics, task.examples, order, start, stop, model=task.model, tx=task.tx
         )
         finite = np.isfinite(np.asarray(metrics.loss_sum))
         if not finite.all():
-            raise not_finite(int(state.step) - stop + int(np.argmin(finite)) + 1)
-        update(stop, summarize(metrics))
-    return state, summarize(metrics)
+            raise FloatingPointError(
+                f"the loss is not finite at step {before + int(np.argmin(finite)) + 1}"
+            )
+        yield state, metrics, stop
 
 
-def evaluate_rows(
-    examples: Examples, batch_size: int, model: nn.Module, state: TrainState, rows: range
-) -> Summary:
-    """The loss and accuracy of `state` over `rows` of the examples, each counted once."""
+def evaluate_split(task: Task, state: TrainState, split: str) -> Summary:
+    """The loss and accuracy of `state` over a split, each example counted once."""
     # As many batches for every split, the rest of them empty: evaluate then compiles once.
-    num_batches = -(-len(examples.labels) // batch_size)
-    order = batch_rows(np.array(rows), batch_size, num_batches)
-    summary = summarize(evaluate(state.params, examples, order, model=model))
+    num_batches = -(-len(task.examples.labels) // task.batch_size)
+    order = batch_rows(np.array(task.splits[split]), task.batch_size, num_batches)
+    summary = summarize(evaluate(state.params, task.examples, order, model=task.model))
     if not np.isfinite(summary.loss):
-        raise not_finite(int(state.step))
+        raise FloatingPointError(f"the loss is not finite after step {int(state.step)}")
     return summary
 
 
-def not_finite(step: int) -> RunError:
-    """The error of a run that has diverged."""
-    hint = "Try a lower learning_rate, or warmup_steps."
-    return RunError(f"the loss is not finite at step {step}. {hint}")
+@contextlib.contextmanager
+def deferred_signals() -> Iterator[Callable[[], bool]]:
+    """Yields a function that tells whether a SIGINT or SIGTERM came; a second one interrupts."""
+    received = []
+
+    def note(number: int, frame: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread():  # no other gets any
+        numbers = ()
+    previous = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def stop_if(interrupted: Callable[[], bool], log: RunLog) -> None:
+    """Raises Interrupted, if so; everything must be saved."""
+    if interrupted():
+        raise Interrupted(f"interrupted; to go on, name the folder: --workdir {log.workdir}")
 
 
 def enable_compilation_cache() -> None:
@@ -171,6 +257,9 @@ def run(config: Config, workdir: Path | None) -> int:
             raise
         print(f"error: too large a network or batch for the device: {error}", file=sys.stderr)
         return 1
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        return INTERRUPTED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -188,4 +277,5 @@ def check_device() -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     sys.exit(run(CONFIG, WORKDIR))  # pyright: ignore[reportPossiblyUnboundVariable]

@@ -17,9 +17,9 @@ import pytest
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
-from mnist_jax import checkpoint, run_log, steps, train
+from mnist_jax import run_log, steps, train
 from mnist_jax.config import Config, load_config
-from mnist_jax.errors import ConfigError, RunError
+from mnist_jax.errors import ConfigError, Interrupted, RunError
 from mnist_jax.input_pipeline import batch_rows, epoch_order, load_dataset
 from mnist_jax.metrics import Summary, summarize
 from mnist_jax.model import MLP, make_model
@@ -72,8 +72,7 @@ def test_run_folder_records_the_run(result: Result, config: Config) -> None:
     assert [json.loads(line) for line in lines] == result.history
     final = json.loads((folder / "result.json").read_text())
     assert final["test_accuracy"] == result.test.accuracy == final["test_correct"] / 1000
-    restored = checkpoint.restore(folder / "checkpoints" / "64", result.state)
-    chex.assert_trees_all_equal(restored, result.state)
+    assert sorted(os.listdir(folder / "checkpoints")) == ["32", "64"]
 
 
 def test_a_plain_loop_without_evaluation_gives_the_same_bits(
@@ -114,8 +113,8 @@ def test_another_process_gives_the_same_bits(
     process = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert without_seconds(list(map(json.loads, lines))) == without_seconds(result.history)
-    restored = checkpoint.restore(tmp_path / "run" / "checkpoints" / "64", result.state)
-    chex.assert_trees_all_equal(restored, result.state)
+    continued = train_and_evaluate(load_config(tmp_path / "run" / "config.json"), tmp_path / "run")
+    chex.assert_trees_all_equal(continued.state, result.state)
     assert not process.stderr
     assert "\x1b" not in process.stdout  # no colours, no bar: it is no terminal
     assert list((tmp_path / "cache" / "mnist_jax").glob("*/jit_train_steps*"))
@@ -188,6 +187,7 @@ def test_no_overfitting_is_claimed_where_there_is_none(
     config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = run_log.RunLog(tmp_path, config)
+    log.take_folder()
     log.finish(Summary(0.5, 0.75, correct=3, count=4), Summary(0.5, 0.875, correct=7, count=8))
     assert "Gap: -12.50 points\n" in capsys.readouterr().out
 
@@ -209,32 +209,31 @@ def test_tensorboard_events_hold_the_metrics(config: Config, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("settings", "step"),
     [
-        ({"optimizer": "sgd", "learning_rate": 1e30}, 2),
-        ({"optimizer": "sgd", "learning_rate": 1e30, "batch_size": 4000}, 1),  # seen in evaluation
+        ({"optimizer": "sgd", "learning_rate": 1e30}, "at step 2"),
+        # Seen in evaluation.
+        ({"optimizer": "sgd", "learning_rate": 1e30, "batch_size": 4000}, "after step 1"),
     ],
 )
 def test_a_loss_that_is_not_finite_stops_the_run(
-    settings: dict[str, Any], step: int, config: Config, tmp_path: Path
+    settings: dict[str, Any], step: str, config: Config, tmp_path: Path
 ) -> None:
-    with pytest.raises(RunError, match=f"not finite at step {step}. Try a lower learning_rate"):
+    with pytest.raises(RunError, match=f"not finite {step}. Try a lower .* checkpoint: None"):
         train_and_evaluate(replace(config, **settings), tmp_path)
     assert not (tmp_path / "result.json").exists()
 
 
-def test_metrics_are_written_as_they_happen(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def diverge(*args: Any) -> Any:
-        if int(args[0].step) == 32:
-            raise train.not_finite(33)
-        return train_epoch(*args)
-
-    train_epoch = train.train_epoch
-    monkeypatch.setattr(train, "train_epoch", diverge)
-    with pytest.raises(RunError):
-        train_and_evaluate(config, tmp_path)
-    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert json.loads(line)["epoch"] == 1
+def test_a_run_that_diverges_keeps_its_last_good_checkpoint(config: Config, tmp_path: Path) -> None:
+    rising = {"optimizer": "sgd", "schedule": "constant", "warmup_steps": 60, "learning_rate": 1e37}
+    slow = replace(config, **rising, checkpoint_every_steps=1, steps_per_chunk=1)
+    with pytest.raises(RunError) as caught:
+        train_and_evaluate(slow, tmp_path)
+    newest = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert str(caught.value).endswith(f"checkpoint: {tmp_path / 'checkpoints' / str(newest)}")
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert (run["status"], run["error"]) == ("failed", str(caught.value))
+    with pytest.raises(RunError) as again:
+        train_and_evaluate(slow, tmp_path)
+    assert str(again.value) == str(caught.value)
 
 
 def test_bar_moves_within_the_epoch_on_a_terminal(
@@ -257,10 +256,8 @@ def test_two_runs_without_a_workdir_get_two_folders(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     logs = [run_log.RunLog(None, config) for _ in range(2)]
-    dataset, model = load_dataset(config), make_model(config)
-    state = steps.init_state(jax.random.key(0), 784, model=model, tx=make_optimizer(config, 1))
-    for log in logs:
-        log.start(dataset, state, model)
+    folders = [log.take_folder() for log in logs]
+    assert folders[0] != folders[1]
     assert len(list((tmp_path / "runs").glob("20??-??-??_??-??-??*/config.json"))) == 2
 
 
@@ -281,11 +278,11 @@ def test_data_that_cannot_be_had_leaves_no_run_folder(config: Config, tmp_path: 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_that_is_not_empty_is_left_alone(result: Result, config: Config) -> None:
-    before = {path: path.read_bytes() for path in result.workdir.glob("*.json*")}
-    with pytest.raises(RunError, match="is not empty"):
-        train_and_evaluate(config, result.workdir)
-    assert {path: path.read_bytes() for path in result.workdir.glob("*.json*")} == before
+def test_a_folder_that_holds_something_else_is_left_alone(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("Dear")
+    with pytest.raises(RunError, match="is not empty and holds no run"):
+        train_and_evaluate(config, tmp_path)
+    assert os.listdir(tmp_path) == ["letter.txt"]
 
 
 def test_a_batch_may_be_larger_than_the_dataset(config: Config, tmp_path: Path) -> None:
@@ -300,6 +297,7 @@ def test_a_batch_may_be_larger_than_the_dataset(config: Config, tmp_path: Path) 
         (RunError("the data is gone"), 1, "error: the data is gone"),
         (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device"),
         (jax.errors.JaxRuntimeError("Out of memory allocating 9 bytes"), 1, "too large a network"),
+        (Interrupted("interrupted; to go on"), 75, "interrupted; to go on"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )

@@ -1,0 +1,69 @@
+"""The run folder: whose it is, and files in it that are whole or not there."""
+
+import datetime
+import fcntl
+import logging
+import os
+from pathlib import Path
+
+from mnist_jax.config import CONFIG_FILE, Config, check_continues, format_config, load_config
+from mnist_jax.errors import RunError
+
+log = logging.getLogger(__name__)
+INCOMPLETE = ".incomplete"
+
+
+def new_folder() -> Path:
+    """Makes runs/DATE-TIME or, where there is one, one with a name a little longer."""
+    runs = Path("runs")
+    runs.mkdir(exist_ok=True)
+    name = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
+    while True:
+        try:
+            (runs / name).mkdir()
+            return runs / name
+        except FileExistsError:
+            name += "_"
+
+
+def take_folder(path: Path, config: Config) -> int:
+    """Locks `path`, an empty folder or one with a run, for `config`; returns the lock's descriptor.
+
+    Raises:
+        RunError: another process trains in it, or it holds something else.
+        ConfigError: it holds a run that `config` cannot continue.
+    """
+    lock = _lock(path)
+    try:
+        for left in path.glob(f"*{INCOMPLETE}"):  # by a process that was killed
+            left.unlink()
+        if (path / CONFIG_FILE).exists():
+            check_continues(config, load_config(path / CONFIG_FILE))
+        elif any(path.iterdir()):
+            raise RunError(f"{path} is not empty and holds no run; name another --workdir")
+        else:
+            write_whole(path / CONFIG_FILE, format_config(config))
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
+
+
+def _lock(path: Path) -> int:
+    """The lock is on the folder itself, and ends with the process, however that ends."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise RunError(f"another process trains in {path}") from None
+    except OSError as error:  # some network file systems cannot
+        log.warning(f"{path} cannot be locked ({error}): see that no other process trains in it")
+    return descriptor
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes under another name and renames: `path` is as it was, or whole."""
+    incomplete = path.with_name(f"{path.name}{INCOMPLETE}")
+    incomplete.write_text(text)
+    incomplete.replace(path)

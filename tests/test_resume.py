@@ -1,0 +1,328 @@
+"""Runs that are stopped and go on: the same bits as if they had never stopped."""
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import chex
+import pytest
+
+from mnist_jax import train
+from mnist_jax.config import Config, load_config
+from mnist_jax.errors import ConfigError, Interrupted, RunError
+from mnist_jax.train import Result, train_and_evaluate
+
+CHUNK = 10  # four chunks an epoch of 32 steps, the last of 2
+
+
+@pytest.fixture(scope="module")
+def config(sample_dir: Path) -> Config:
+    return Config(
+        dataset="mnist_sample", data_dir=str(sample_dir), num_epochs=2, steps_per_chunk=CHUNK
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """The run that nothing stops."""
+    return train_and_evaluate(config, tmp_path_factory.mktemp("runs") / "whole")
+
+
+@pytest.fixture
+def after_chunk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], Any]], None]:
+    """`after_chunk(n, act)` calls `act` once, when the n-th chunk from now has run."""
+    train_steps = train.train_steps
+
+    def arrange(n: int, act: Callable[[], Any]) -> None:
+        count = 0
+
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            nonlocal count
+            result = train_steps(*args, **kwargs)
+            count += 1
+            if count == n:
+                act()
+            return result
+
+        monkeypatch.setattr(train, "train_steps", counting)
+
+    return arrange
+
+
+def replace(config: Config, **changes: Any) -> Config:
+    return Config(**{**vars(config), **changes})
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def crash() -> None:
+    raise ZeroDivisionError
+
+
+def read_history(workdir: Path) -> list[dict[str, Any]]:
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def newest(workdir: Path) -> int:
+    return max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def status(workdir: Path) -> str:
+    return json.loads((workdir / "run.json").read_text())["status"]
+
+
+def snapshot(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_same_run(result: Result, whole: Result) -> None:
+    chex.assert_trees_all_equal(result.state, whole.state)
+    assert (result.train, result.test) == (whole.train, whole.test)
+    assert read_history(result.workdir) == read_history(whole.workdir)
+    for name in ("run.json", "result.json"):
+        assert (result.workdir / name).read_text() == (whole.workdir / name).read_text()
+    names = [sorted(path.name for path in run.workdir.iterdir()) for run in (result, whole)]
+    assert names[0] == names[1]
+
+
+@pytest.mark.parametrize(("chunks", "step"), [(1, 10), (3, 30), (4, 32), (7, 62)])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_chunk_and_loses_nothing(
+    chunks: int,
+    step: int,
+    number: int,
+    config: Config,
+    whole: Result,
+    after_chunk: Any,
+    tmp_path: Path,
+) -> None:
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    after_chunk(chunks, lambda: os.kill(os.getpid(), number))
+    with pytest.raises(Interrupted, match=f"--workdir {tmp_path}"):
+        train_and_evaluate(config, tmp_path)
+    assert newest(tmp_path) == step
+    assert status(tmp_path) == "interrupted"
+    assert not (tmp_path / "result.json").exists()
+    assert_same_run(train_and_evaluate(config, tmp_path), whole)
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_a_signal_in_the_last_chunk_lets_the_run_finish(
+    config: Config, whole: Result, after_chunk: Any, tmp_path: Path
+) -> None:
+    after_chunk(8, terminate)
+    assert_same_run(train_and_evaluate(config, tmp_path), whole)
+
+
+def test_a_second_signal_stops_at_once_and_leaves_a_readable_run(
+    config: Config, whole: Result, after_chunk: Any, tmp_path: Path
+) -> None:
+    def twice() -> None:
+        terminate()
+        terminate()
+
+    after_chunk(6, twice)
+    with pytest.raises(KeyboardInterrupt):
+        train_and_evaluate(config, tmp_path)
+    assert (newest(tmp_path), status(tmp_path)) == (32, "interrupted")
+    assert_same_run(train_and_evaluate(config, tmp_path), whole)
+
+
+@pytest.mark.parametrize(
+    ("every", "chunks", "step"), [(0, 7, 32), (1, 3, 20), (1, 7, 52), (15, 3, 20), (15, 8, 52)]
+)
+def test_a_crash_loses_only_what_is_after_the_newest_checkpoint(
+    every: int,
+    chunks: int,
+    step: int,
+    config: Config,
+    whole: Result,
+    after_chunk: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = replace(config, checkpoint_every_steps=every)
+    after_chunk(chunks, crash)
+    with pytest.raises(ZeroDivisionError):
+        train_and_evaluate(config, tmp_path)
+    assert (newest(tmp_path), status(tmp_path)) == (step, "failed")
+    assert_same_run(train_and_evaluate(config, tmp_path), whole)
+    assert f"Continuing {tmp_path} after step {step}\n" in capsys.readouterr().out
+
+
+def test_a_crash_before_the_first_checkpoint_begins_anew(
+    config: Config, whole: Result, after_chunk: Any, tmp_path: Path
+) -> None:
+    after_chunk(1, crash)
+    with pytest.raises(ZeroDivisionError):
+        train_and_evaluate(config, tmp_path)
+    assert_same_run(train_and_evaluate(config, tmp_path), whole)
+
+
+def test_a_finished_run_says_so_and_shows_its_result(
+    config: Config,
+    whole: Result,
+    tmp_path: Path,
+    after_chunk: Any,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    train_and_evaluate(config, tmp_path)
+    before = snapshot(tmp_path)
+    after_chunk(1, crash)
+    capsys.readouterr()
+    assert_same_run(train_and_evaluate(config, tmp_path), whole)
+    text = capsys.readouterr().out
+    assert f"{tmp_path} is finished" in text
+    assert f"Test accuracy: {100 * whole.test.accuracy:.2f} %" in text
+    assert snapshot(tmp_path) == before
+
+
+def test_more_epochs_continue_a_run(config: Config, tmp_path: Path) -> None:
+    train_and_evaluate(replace(config, num_epochs=1), tmp_path / "grown")
+    grown = train_and_evaluate(replace(config, num_epochs=3), tmp_path / "grown")
+    assert_same_run(grown, train_and_evaluate(replace(config, num_epochs=3), tmp_path / "whole"))
+    assert load_config(tmp_path / "grown" / "config.json").num_epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "message"),
+    [
+        ({}, {"seed": 1, "batch_size": 64}, "seed is 0 there and 1 here"),
+        ({}, {"seed": 1, "batch_size": 64}, "batch_size is 128 there and 64 here"),
+        ({}, {"num_epochs": 1}, "num_epochs is 2 there and 1 here"),
+        ({"schedule": "linear"}, {"num_epochs": 3}, "num_epochs is 2 there and 3 here"),
+        ({}, {"schedule": "linear"}, "schedule is 'constant' there and 'linear' here"),
+    ],
+)
+def test_another_config_is_refused_field_by_field(
+    first: dict[str, Any],
+    then: dict[str, Any],
+    message: str,
+    config: Config,
+    after_chunk: Any,
+    tmp_path: Path,
+) -> None:
+    after_chunk(5, terminate)
+    with pytest.raises(Interrupted):
+        train_and_evaluate(replace(config, **first), tmp_path)
+    before = snapshot(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        train_and_evaluate(replace(config, **{**first, **then}), tmp_path)
+    assert snapshot(tmp_path) == before
+
+
+def test_settings_that_change_no_number_may_differ(
+    config: Config, whole: Result, after_chunk: Any, tmp_path: Path
+) -> None:
+    after_chunk(5, terminate)
+    with pytest.raises(Interrupted):
+        train_and_evaluate(config, tmp_path)
+    other = replace(config, steps_per_chunk=7, keep=1, checkpoint_every_steps=5, tensorboard=True)
+    result = train_and_evaluate(other, tmp_path)
+    chex.assert_trees_all_equal(result.state, whole.state)
+    assert read_history(tmp_path) == read_history(whole.workdir)
+    assert os.listdir(tmp_path / "checkpoints") == ["64"]
+
+
+def test_a_config_changed_behind_the_checkpoints_is_refused(
+    config: Config, after_chunk: Any, tmp_path: Path
+) -> None:
+    after_chunk(5, terminate)
+    with pytest.raises(Interrupted):
+        train_and_evaluate(config, tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+    before = snapshot(tmp_path)
+    with pytest.raises(RunError, match="seed is 0 there and 1 here"):
+        train_and_evaluate(load_config(path), tmp_path)
+    assert snapshot(tmp_path) == before
+
+
+def test_another_dataset_is_refused(
+    config: Config, after_chunk: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the sample stood in for mnist, and now mnist can be had."""
+    after_chunk(5, terminate)
+    with pytest.raises(Interrupted):
+        train_and_evaluate(replace(config, dataset="mnist"), tmp_path)
+    before = snapshot(tmp_path)
+    load_dataset = train.load_dataset
+    monkeypatch.setattr(
+        train, "load_dataset", lambda config: load_dataset(config)._replace(name="mnist")
+    )
+    with pytest.raises(RunError, match="dataset is 'mnist_sample' there and 'mnist' here"):
+        train_and_evaluate(replace(config, dataset="mnist"), tmp_path)
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("text", ["", '{"epoch": 1, "ste', "\x00" * 50, None])
+def test_metrics_cut_off_or_flipped_are_written_anew(
+    text: str | None, config: Config, whole: Result, after_chunk: Any, tmp_path: Path
+) -> None:
+    after_chunk(6, terminate)
+    with pytest.raises(Interrupted):
+        train_and_evaluate(config, tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text().replace("1", "7") if text is None else text)
+    assert_same_run(train_and_evaluate(config, tmp_path), whole)
+
+
+def test_lost_checkpoints_are_no_reason_to_begin_anew(config: Config, tmp_path: Path) -> None:
+    train_and_evaluate(config, tmp_path)
+    for path in sorted((tmp_path / "checkpoints").rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    before = snapshot(tmp_path)
+    with pytest.raises(RunError, match=f"{tmp_path} has lost its checkpoints"):
+        train_and_evaluate(config, tmp_path)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_folder_has_one_run_at_a_time(config: Config, after_chunk: Any, tmp_path: Path) -> None:
+    refused = []
+
+    def second() -> None:
+        with pytest.raises(RunError, match=f"another process trains in {tmp_path}"):
+            train_and_evaluate(config, tmp_path)
+        refused.append(True)
+
+    after_chunk(2, second)
+    train_and_evaluate(config, tmp_path)
+    assert refused
+    train_and_evaluate(config, tmp_path)  # the lock is gone
+
+
+def test_a_file_system_that_cannot_lock_gets_a_warning(
+    config: Config,
+    whole: Result,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", fail)
+    assert_same_run(train_and_evaluate(config, tmp_path), whole)
+    assert f"{tmp_path} cannot be locked" in caplog.text
+
+
+def test_a_run_can_be_in_any_thread(config: Config, whole: Result, tmp_path: Path) -> None:
+    results = []
+    thread = threading.Thread(target=lambda: results.append(train_and_evaluate(config, tmp_path)))
+    thread.start()
+    thread.join()
+    assert_same_run(results[0], whole)
+
+
+def test_what_a_killed_process_left_half_written_is_removed(
+    config: Config, whole: Result, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json.incomplete").write_text("{")
+    assert_same_run(train_and_evaluate(config, tmp_path), whole)
