@@ -92,7 +92,7 @@ def main(wanted: str = "") -> int:
 def run_tests(file: str = "steps.py", old: str = "", new: str = "") -> str | None:
     """Runs the fast tests on a copy in which `new` has replaced `old`: the first that fails."""
     with tempfile.TemporaryDirectory() as directory:
-        for part in ("mnist_jax", "configs", "tests", "tools"):
+        for part in ("mnist_jax", "configs", "docs", "tests", "tools"):
             shutil.copytree(ROOT / part, Path(directory, part))
         for part in ("pyproject.toml", "README.md"):
             shutil.copy(ROOT / part, directory)

@@ -1,0 +1,180 @@
+"""Processes that are killed, disks that are full, runs that are long."""
+
+import json
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mnist_jax import train
+from mnist_jax.checkpoint import Checkpoints
+from mnist_jax.config import Config
+from mnist_jax.errors import RunError
+from mnist_jax.train import train_and_evaluate
+from tests.test_resume import read_history
+
+EPOCHS, STEPS, CHUNK = 12, 32, 4
+
+
+def command(workdir: Path, sample_dir: Path) -> list[str]:
+    flags = {
+        "dataset": "mnist_sample",
+        "data-dir": sample_dir,
+        "num-epochs": EPOCHS,
+        "steps-per-chunk": CHUNK,
+        "checkpoint-every-steps": 12,
+        "workdir": workdir,
+    }
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    return [sys.executable, "-m", "mnist_jax.train", *words]
+
+
+def contents(workdir: Path) -> dict[str, Any]:
+    """What must be the same, however often the run was stopped."""
+    record = workdir / "checkpoints" / str(EPOCHS * STEPS) / "record" / "metadata"
+    files = (path.relative_to(workdir) for path in workdir.rglob("*") if path.is_file())
+    return {
+        "history": read_history(workdir),
+        "result": (workdir / "result.json").read_text(),
+        "digest of the arrays": json.loads(record.read_text())["record"]["arrays"],
+        # Orbax gives its data files random names.
+        "files": sorted(str(path) for path in files if path.parent.name != "d"),
+    }
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    sample_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], float]:
+    """A run that nothing stops: its contents, and its seconds with everything cached."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("first", "second"):
+        started = time.perf_counter()
+        subprocess.run(command(folder / name, sample_dir), check=True, capture_output=True)
+    assert contents(folder / "first") == contents(folder / "second")
+    return contents(folder / "second"), time.perf_counter() - started
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", range(10))
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_continues_to_the_same_bits(
+    number: signal.Signals,
+    run: int,
+    uninterrupted: tuple[dict[str, Any], float],
+    sample_dir: Path,
+    tmp_path: Path,
+) -> None:
+    """Killed one to three times, at random moments from the start of the process to its end."""
+    expected, seconds = uninterrupted
+    workdir, rng = tmp_path / "run", random.Random(f"{number} {run}")
+    for _ in range(rng.choice([1, 2, 3])):
+        process = subprocess.Popen(
+            command(workdir, sample_dir),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        time.sleep(rng.uniform(0, seconds))
+        process.send_signal(number)
+        output, _ = process.communicate()
+        assert "Traceback" not in output
+        assert (
+            process.returncode
+            in {
+                signal.SIGKILL: (-number, 0),
+                signal.SIGTERM: (-number, 128 + number, train.INTERRUPTED, 0),  # by when it came
+            }[number]
+        ), output
+        if not (workdir / "checkpoints").exists():
+            continue
+        saved = [int(path.name) for path in (workdir / "checkpoints").glob("*[0-9]")]
+        written = [r["epoch"] for r in read_whole_lines(workdir / "metrics.jsonl")]
+        assert max(written, default=0) - max(saved, default=0) // STEPS <= 1  # epochs to repeat
+        if process.returncode == train.INTERRUPTED:
+            assert max(saved) % CHUNK == 0
+            assert max(saved) >= STEPS * max(written, default=0)
+    process = subprocess.run(command(workdir, sample_dir), capture_output=True, text=True)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert contents(workdir) == expected
+
+
+def read_whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The records in a metrics.jsonl whose last line may be cut off."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+@pytest.mark.slow
+def test_memory_and_files_do_not_grow_with_the_epochs(sample_dir: Path, tmp_path: Path) -> None:
+    code = """if True:
+        import json, os, sys
+        from mnist_jax import run_log, train
+        from mnist_jax.config import Config
+        finish_epoch, seen = run_log.RunLog.finish_epoch, {}
+        def finish_and_look(self, epoch, *args):
+            finish_epoch(self, epoch, *args)
+            pages = int(open("/proc/self/statm").read().split()[1])
+            memory = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+            seen[epoch] = (memory, len(os.listdir("/proc/self/fd")))
+        run_log.RunLog.finish_epoch = finish_and_look
+        config = Config(dataset="mnist_sample", data_dir=sys.argv[1], num_epochs=200)
+        train.train_and_evaluate(config, sys.argv[2])
+        print(json.dumps([seen[20], seen[200]]))
+    """
+    arguments = [sys.executable, "-c", code, str(sample_dir), str(tmp_path / "run")]
+    process = subprocess.run(arguments, check=True, capture_output=True, text=True)
+    (memory, files), (later_memory, later_files) = json.loads(process.stdout.splitlines()[-1])
+    assert later_memory - memory < 20
+    assert later_files <= files
+
+
+@pytest.mark.slow
+def test_a_save_blocks_training_for_less_than_50_ms(
+    manual_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = []
+    save = Checkpoints.save
+
+    def timed_save(*args: Any) -> None:
+        started = time.perf_counter()
+        save(*args)
+        seconds.append(time.perf_counter() - started)
+
+    monkeypatch.setattr(Checkpoints, "save", timed_save)
+    config = Config(data_dir=str(tmp_path / "data"), manual_dir=str(manual_dir), num_epochs=8)
+    train_and_evaluate(config, tmp_path / "run")
+    assert len(seconds) == 8
+    assert statistics.median(seconds) < 0.05
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with 12 MiB of space: enough for two checkpoints, not for five."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount a small file system")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_stops_the_run_and_loses_nothing(
+    small_disk: Path, sample_dir: Path, tmp_path: Path
+) -> None:
+    config = Config(dataset="mnist_sample", data_dir=str(sample_dir), num_epochs=5, keep=5)
+    with pytest.raises(RunError, match="the disk is full; 4 MiB are needed"):
+        train_and_evaluate(config, small_disk / "run")
+    shutil.copytree(small_disk / "run", tmp_path / "run")  # where there is more space
+    continued = train_and_evaluate(config, tmp_path / "run")
+    whole = train_and_evaluate(config, tmp_path / "whole")
+    assert read_history(continued.workdir) == read_history(whole.workdir)
