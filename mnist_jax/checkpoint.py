@@ -2,13 +2,12 @@
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import json
 import logging
 import shutil
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,14 +44,14 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self.directory = directory.absolute()
+        _ignore_closed_loops()
         self._args = ocp.args
+        self._keep = keep
         self._origin = _as_json(origin)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         try:
             self.directory.mkdir(exist_ok=True)
             self._manager = ocp.CheckpointManager(self.directory, options=options)
-            for step in sorted(self._manager.all_steps())[:-keep]:
-                self._manager.delete(step)  # a process was killed before it did
         except Exception as error:  # Orbax passes on what its storage raises, which is no OSError
             raise RunError(f"{directory} cannot be opened: {error}") from error
 
@@ -61,14 +60,14 @@ class Checkpoints:
 
         Raises:
             RunError: this, or the save before it, cannot be written.
-            FloatingPointError: a parameter is not finite, so that no run could go on from here.
+            FloatingPointError: the state is not finite, so that no run could go on from here.
         """
         step = int(progress.state.step)
         arrays = jax.tree.map(
             np.array, progress[:2]
         )  # a copy: training reuses the original's memory
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(arrays)):
-            raise FloatingPointError(f"a parameter is not finite after step {step}")
+            raise FloatingPointError(f"the state is not finite after step {step}")
         record = _as_json(
             {
                 "origin": self._origin,
@@ -100,34 +99,42 @@ class Checkpoints:
             raise self._cannot_save(error) from error
 
     def _cannot_save(self, error: Exception) -> RunError:
-        return RunError(f"no checkpoint can be saved in {self.directory}: {error}")
+        reason = str(error).partition("\n")[0]  # Orbax's go on for pages
+        return RunError(f"no checkpoint can be saved in {self.directory}: {reason}")
 
     def restore(self, template: Progress) -> Progress:
         """The newest intact checkpoint, on the devices of `template`; that itself if there is none.
 
-        Damaged ones after it are named and removed.
+        Damaged ones after it are named and renamed.
 
         Raises:
             RunError: none is intact; or the run's data, settings or model are not these.
         """
-        damaged = []
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for i, step in enumerate(steps):
             try:
-                with _quiet_threads():
-                    progress = self._read(step, template)
-            except RunError:
+                progress = self._read(step, template)
+            except (RunError, MemoryError, jax.errors.JaxRuntimeError):
                 raise
             except Exception as error:  # on damaged bytes, Orbax raises what it likes
-                damaged.append(step)
                 reason = str(error).partition(": ")[0]
                 log.warning(f"{self.directory / str(step)} is damaged and not used: {reason}")
                 continue
-            for newer in damaged:
-                self._manager.delete(newer)
+            self._set_aside(steps[:i])
+            for old in steps[i:][self._keep :]:
+                self._manager.delete(old)  # a process was killed before it did
             return progress
-        if damaged:
+        if steps:
             raise RunError(f"no checkpoint in {self.directory} is intact; begin anew elsewhere")
         return template
+
+    def _set_aside(self, steps: list[int]) -> None:
+        """Renames damaged checkpoints, so that their steps can be saved again."""
+        for step in steps:
+            aside = self.directory / f"{step}.damaged"
+            shutil.rmtree(aside, ignore_errors=True)
+            (self.directory / str(step)).rename(aside)
+        self._manager.reload()
 
     def _read(self, step: int, template: Progress) -> Progress:
         import orbax.checkpoint as ocp
@@ -158,14 +165,17 @@ class Checkpoints:
 
     def newest(self) -> Path | None:
         """The newest checkpoint on the disk, if there is one."""
-        self.wait()
+        with contextlib.suppress(RunError):  # then it is the one before
+            self.wait()
         step = self._manager.latest_step()
         return None if step is None else self.directory / str(step)
 
     def close(self) -> None:
         """Waits until all is on the disk."""
-        self.wait()
-        self._manager.close()
+        try:
+            self._manager.close()
+        except Exception as error:
+            raise self._cannot_save(error) from error
 
 
 def _give_memory_back() -> None:
@@ -174,17 +184,16 @@ def _give_memory_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-@contextlib.contextmanager
-def _quiet_threads() -> Iterator[None]:
-    """Where one of Orbax's reads fails, the others complain to an event loop that is closed."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        yield
-    except Exception:
-        time.sleep(0.1)  # they are still on their way
-        raise
-    finally:
-        sys.unraisablehook = hook
+@functools.cache  # once a process
+def _ignore_closed_loops() -> None:
+    """Where one of Orbax's reads or writes fails, the others complain to its closed event loop."""
+    hook = sys.unraisablehook
+
+    def ignore_closed_loops(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    sys.unraisablehook = ignore_closed_loops
 
 
 def _as_json(value: Any) -> Any:

@@ -151,9 +151,9 @@ def _check(name: str, value: Any, hint: Any) -> None:
 
 
 _CHANGES_NO_NUMBER = (
-    *("data_dir", "manual_dir", "require_full_data", "steps_per_chunk"),
-    *("checkpoint_every_steps", "keep", "tensorboard"),
-)
+    "data_dir", "manual_dir", "require_full_data", "steps_per_chunk", "checkpoint_every_steps",
+    "keep", "tensorboard",
+)  # fmt: skip
 
 
 def deciding_fields(config: Config) -> dict[str, Any]:

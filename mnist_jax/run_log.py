@@ -76,6 +76,7 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
             RunError: the checkpoints that there were are lost.
         """
         config, device, step = self.config, jax.devices()[0], int(state.step)
+        begun = (self.workdir / "run.json").exists()
         self._rewrite_metrics(step, history)
         devices = f"{device.platform} device 1 of {jax.device_count()} ({device.device_kind})"
         versions = {"mnist_jax": mnist_jax.__version__, "jax": jax.__version__}
@@ -90,6 +91,8 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
             console.print(f"{self.workdir} is finished; more --num-epochs would continue it")
         elif step:
             console.print(f"Continuing {self.workdir} after step {step:,}")
+        elif begun:
+            console.print(f"{self.workdir} has no checkpoint yet: beginning anew")
         self.history = history
         self._run = {"dataset": dataset.name, **sizes, **versions, "devices": devices}
         write_whole(self.workdir / CONFIG_FILE, format_config(config))
@@ -106,8 +109,10 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
         path = self.workdir / "metrics.jsonl"
         found = path.read_text(errors="replace") if path.exists() else ""
         # The line of an epoch is written when the checkpoint before it is: the second proves one.
-        if not step and found.count("\n") > 1:
+        if not step and (found.count("\n") > 1 or (self.workdir / "result.json").exists()):
             raise RunError(f"{self.workdir} has lost its checkpoints; name another --workdir")
+        if len(history) > self.config.num_epochs:
+            raise RunError(f"{self.workdir} has {len(history)} epochs already; ask for more")
         known = "".join(json.dumps(record) + "\n" for record in history)
         if not found.startswith(known):
             log.warning(f"{path} was damaged; it is written anew, nothing is lost.")
@@ -160,18 +165,22 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
         traceback: TracebackType | None,
     ) -> None:
         """Records how the run stands, and leaves the folder to others."""
-        if self._events:
-            self._events.close()
-        if self._run:
-            self._run["status"] = "finished"
-            if isinstance(error, Interrupted | KeyboardInterrupt):
-                self._run["status"] = "interrupted"
-            elif error:
-                self._run |= {"status": "failed", "error": str(error)}
-            with contextlib.suppress(OSError):  # the disk may be full: then `error` says so
+        self._run["status"] = "finished"
+        if isinstance(error, Interrupted | KeyboardInterrupt | SystemExit):
+            self._run["status"] = "interrupted"
+        elif error:
+            self._run |= {"status": "failed", "error": str(error)}
+        try:
+            if self._events:
+                self._events.close()
+            if "dataset" in self._run:  # it had begun
                 self._write_json("run.json", self._run)
-        if self._lock is not None:
-            os.close(self._lock)
+        except OSError:
+            if not error:  # else the disk may be full, as `error` says
+                raise
+        finally:
+            if self._lock is not None:
+                os.close(self._lock)
 
     def _write_json(self, name: str, values: dict[str, Any]) -> None:
         write_whole(self.workdir / name, json.dumps(values, indent=2) + "\n")

@@ -16,6 +16,7 @@ import platform
 import re
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,24 +85,35 @@ def train_and_evaluate(config: Config, workdir: str | Path | None = None) -> Res
     with RunLog(workdir, config) as log:
         dataset = load_dataset(config)
         task, state = set_up(config, dataset)
-        sizes = {f"{split}_examples": len(rows) for split, rows in dataset.splits.items()}
-        origin = deciding_fields(config) | {"dataset": dataset.name, **sizes}
+        origin = deciding_fields(config) | describe_dataset(dataset)
         directory = log.take_folder() / "checkpoints"
-        with contextlib.closing(Checkpoints(directory, config.keep, origin)) as checkpoints:
+        with (
+            deferred_signals() as interrupted,
+            contextlib.closing(Checkpoints(directory, config.keep, origin)) as checkpoints,
+        ):
             progress = checkpoints.restore(Progress(state, empty_metrics(task.num_steps), []))
             log.start(dataset, task.model, progress.state, progress.history)
             try:
-                with deferred_signals() as interrupted:
-                    state = train(task, progress, checkpoints, log, interrupted)
-                    splits = ("train", "test")
-                    train_summary, test_summary = (evaluate_split(task, state, s) for s in splits)
-                    log.finish(train_summary, test_summary)
+                state = train(task, progress, checkpoints, log, interrupted)
+                splits = ("train", "test")
+                train_summary, test_summary = (evaluate_split(task, state, s) for s in splits)
             except FloatingPointError as error:
                 raise RunError(
                     f"{error}. Try a lower learning_rate, or warmup_steps. "
                     f"The last good checkpoint: {checkpoints.newest()}"
                 ) from error
+            checkpoints.wait()  # nothing is announced that is not on the disk
+            log.finish(train_summary, test_summary)
     return Result(dataset.name, state, log.history, train_summary, test_summary, log.workdir)
+
+
+def describe_dataset(dataset: Dataset) -> dict[str, Any]:
+    """What tells a dataset from another: its name, its sizes, a checksum of its examples."""
+    checksum = 0
+    for array in dataset.examples:
+        checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
+    sizes = {f"{split}_examples": len(rows) for split, rows in dataset.splits.items()}
+    return {"dataset": dataset.name, **sizes, "crc32_of_examples": checksum}
 
 
 def set_up(config: Config, dataset: Dataset) -> tuple[Task, TrainState]:
@@ -197,11 +209,11 @@ def evaluate_split(task: Task, state: TrainState, split: str) -> Summary:
 
 @contextlib.contextmanager
 def deferred_signals() -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether a SIGINT or SIGTERM came; a second one interrupts."""
+    """Yields a function that tells whether SIGINT or SIGTERM came; a second SIGINT interrupts."""
     received = []
 
     def note(number: int, frame: object) -> None:
-        if received:
+        if received and number == signal.SIGINT:  # a scheduler may repeat its SIGTERM
             raise KeyboardInterrupt
         received.append(number)
 
@@ -217,7 +229,7 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
 
 
 def stop_if(interrupted: Callable[[], bool], log: RunLog) -> None:
-    """Raises Interrupted, if so; everything must be saved."""
+    """Raises Interrupted, if so; a save of everything must have begun."""
     if interrupted():
         raise Interrupted(f"interrupted; to go on, name the folder: --workdir {log.workdir}")
 

@@ -6,10 +6,11 @@ import logging
 import os
 from pathlib import Path
 
-from mnist_jax.config import CONFIG_FILE, Config, check_continues, format_config, load_config
+from mnist_jax.config import CONFIG_FILE, Config, check_continues, load_config
 from mnist_jax.errors import RunError
 
 log = logging.getLogger(__name__)
+FILES = (CONFIG_FILE, "run.json", "metrics.jsonl", "result.json")
 INCOMPLETE = ".incomplete"
 
 
@@ -35,14 +36,13 @@ def take_folder(path: Path, config: Config) -> int:
     """
     lock = _lock(path)
     try:
-        for left in path.glob(f"*{INCOMPLETE}"):  # by a process that was killed
-            left.unlink()
+        left = [path / f"{name}{INCOMPLETE}" for name in FILES]  # by a process that was killed
         if (path / CONFIG_FILE).exists():
             check_continues(config, load_config(path / CONFIG_FILE))
-        elif any(path.iterdir()):
+        elif {*path.iterdir()} - {*left, path / "checkpoints"}:
             raise RunError(f"{path} is not empty and holds no run; name another --workdir")
-        else:
-            write_whole(path / CONFIG_FILE, format_config(config))
+        for file in left:
+            file.unlink(missing_ok=True)
     except BaseException:
         os.close(lock)
         raise
@@ -65,5 +65,8 @@ def _lock(path: Path) -> int:
 def write_whole(path: Path, text: str) -> None:
     """Writes under another name and renames: `path` is as it was, or whole."""
     incomplete = path.with_name(f"{path.name}{INCOMPLETE}")
-    incomplete.write_text(text)
+    with incomplete.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     incomplete.replace(path)

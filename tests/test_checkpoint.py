@@ -185,7 +185,21 @@ def test_what_orbax_restores_without_a_word_is_noticed(
     checkpoints.save(newest)
     assert checkpoints.newest() == directory / "2"
     checkpoints.close()
+    assert not list(directory.glob("*.orbax*"))
+    assert sorted(os.listdir(directory))[:2] == ["1", "2"]
+
+
+def test_a_damaged_or_refused_checkpoint_costs_no_intact_one(
+    saved: tuple[Path, list[Progress]],
+) -> None:
+    directory, (older, _) = saved
+    with pytest.raises(RunError):
+        reopen(directory, keep=1, origin={}).restore(start())
     assert sorted(os.listdir(directory)) == ["1", "2"]
+    change_history(directory)
+    restored = reopen(directory, keep=1).restore(start(seed=1))
+    chex.assert_trees_all_equal(restored, older)
+    assert sorted(os.listdir(directory)) == ["1", "2.damaged"]
 
 
 def test_without_an_intact_checkpoint_nothing_begins_anew(
@@ -241,7 +255,7 @@ def test_parameters_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     progress = start()
     progress.state.params["Dense_0"]["bias"] = jnp.array([0.0, jnp.nan, 0.0, 0.0])
     checkpoints = reopen(tmp_path / "checkpoints")
-    with pytest.raises(FloatingPointError, match="a parameter is not finite after step 0"):
+    with pytest.raises(FloatingPointError, match="the state is not finite after step 0"):
         checkpoints.save(progress)
     assert checkpoints.newest() is None
 

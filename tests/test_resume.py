@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -126,7 +127,8 @@ def test_a_second_signal_stops_at_once_and_leaves_a_readable_run(
 ) -> None:
     def twice() -> None:
         terminate()
-        terminate()
+        terminate()  # a scheduler may repeat it
+        os.kill(os.getpid(), signal.SIGINT)
 
     after_chunk(6, twice)
     with pytest.raises(KeyboardInterrupt):
@@ -158,12 +160,18 @@ def test_a_crash_loses_only_what_is_after_the_newest_checkpoint(
 
 
 def test_a_crash_before_the_first_checkpoint_begins_anew(
-    config: Config, whole: Result, after_chunk: Any, tmp_path: Path
+    config: Config,
+    whole: Result,
+    after_chunk: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     after_chunk(1, crash)
     with pytest.raises(ZeroDivisionError):
         train_and_evaluate(config, tmp_path)
+    capsys.readouterr()
     assert_same_run(train_and_evaluate(config, tmp_path), whole)
+    assert f"{tmp_path} has no checkpoint yet: beginning anew" in capsys.readouterr().out
 
 
 def test_a_finished_run_says_so_and_shows_its_result(
@@ -282,6 +290,46 @@ def test_lost_checkpoints_are_no_reason_to_begin_anew(config: Config, tmp_path: 
     with pytest.raises(RunError, match=f"{tmp_path} has lost its checkpoints"):
         train_and_evaluate(config, tmp_path)
     assert snapshot(tmp_path) == before
+
+
+def test_one_finished_epoch_without_its_checkpoint_is_refused(
+    config: Config, tmp_path: Path
+) -> None:
+    train_and_evaluate(replace(config, num_epochs=1), tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(RunError, match="has lost its checkpoints"):
+        train_and_evaluate(replace(config, num_epochs=1), tmp_path)
+
+
+def test_other_examples_of_the_same_name_are_refused(
+    config: Config, after_chunk: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    after_chunk(5, terminate)
+    with pytest.raises(Interrupted):
+        train_and_evaluate(config, tmp_path)
+    dataset = train.load_dataset(config)
+    images = dataset.examples.images.copy()
+    images[17, 300] += 0.5
+    other = dataset._replace(examples=dataset.examples._replace(images=images))
+    monkeypatch.setattr(train, "load_dataset", lambda _: other)
+    with pytest.raises(RunError, match="crc32_of_examples is"):
+        train_and_evaluate(config, tmp_path)
+
+
+def test_a_refused_attempt_does_not_claim_an_empty_folder(
+    config: Config, whole: Result, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError):
+        train_and_evaluate(replace(config, warmup_steps=1000), tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert_same_run(train_and_evaluate(config, tmp_path), whole)
+
+
+def test_a_strangers_incomplete_file_is_left_alone(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "film.mkv.incomplete").write_text("...")
+    with pytest.raises(RunError, match="is not empty and holds no run"):
+        train_and_evaluate(config, tmp_path)
+    assert os.listdir(tmp_path) == ["film.mkv.incomplete"]
 
 
 def test_a_folder_has_one_run_at_a_time(config: Config, after_chunk: Any, tmp_path: Path) -> None:
