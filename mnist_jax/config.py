@@ -215,7 +215,7 @@ def parse_args(args: Sequence[str] | None = None) -> tuple[Config, Path | None]:
     preset.add_argument("--workdir", nargs="?")
     known = preset.parse_known_args(args)[0]
     path, run = known.config, Path(os.path.expanduser(known.workdir or ""), CONFIG_FILE)
-    if known.workdir and not path and run.is_file():
+    if known.workdir and not path and os.path.isfile(run):  # false, too, for what is no path
         path = run
     try:
         base = load_config(path) if path else Config()

@@ -25,8 +25,18 @@ from mnist_jax.model import count_parameters
 from mnist_jax.steps import TrainState
 from mnist_jax.workdir import new_folder, take_folder, write_whole
 
+
+class QuietConsole(Console):
+    """One whose reader may leave: at Ctrl-C `| tee` dies first, and the run must still be saved."""
+
+    def on_broken_pipe(self) -> None:
+        """Goes on in silence, where rich would exit."""
+        with contextlib.suppress(SystemExit):
+            super().on_broken_pipe()
+
+
 # Lines in a log file are as long as they are, and nothing is guessed to be a colour.
-console = Console(soft_wrap=True, highlight=False, markup=False)
+console = QuietConsole(soft_wrap=True, highlight=False, markup=False)
 
 
 log = logging.getLogger(__name__)

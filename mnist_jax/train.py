@@ -290,4 +290,7 @@ def check_device() -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    sys.exit(run(CONFIG, WORKDIR))  # pyright: ignore[reportPossiblyUnboundVariable]
+    code = run(CONFIG, WORKDIR)  # pyright: ignore[reportPossiblyUnboundVariable]
+    for stop in (signal.SIGINT, signal.SIGTERM):  # all is saved: no traceback on the way out
+        signal.signal(stop, signal.SIG_DFL)
+    sys.exit(code)

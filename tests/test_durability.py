@@ -113,6 +113,19 @@ def read_whole_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
+def test_a_reader_that_leaves_stops_no_run(sample_dir: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command(tmp_path / "run", sample_dir), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout
+    assert process.stderr
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    assert (process.wait(), errors) == (0, b"")
+    assert len(read_history(tmp_path / "run")) == EPOCHS
+
+
 @pytest.mark.slow
 def test_memory_and_files_do_not_grow_with_the_epochs(sample_dir: Path, tmp_path: Path) -> None:
     code = """if True:

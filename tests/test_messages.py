@@ -208,6 +208,7 @@ CASES: dict[str, tuple[str, Arrange | None, int, str]] = {
         1,
         "file",
     ),
+    "--workdir is too long a name": (f"{SAMPLE_RUN} --workdir {'a' * 300}", None, 1, "too long"),
     "--workdir holds something else": (
         f"{SAMPLE_RUN} --workdir letters",
         lambda: write("letters/one.txt", "Dear"),
