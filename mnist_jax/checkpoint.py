@@ -63,9 +63,8 @@ class Checkpoints:
             FloatingPointError: the state is not finite, so that no run could go on from here.
         """
         step = int(progress.state.step)
-        arrays = jax.tree.map(
-            np.array, progress[:2]
-        )  # a copy: training reuses the original's memory
+        # Copies: training reuses the memory of the originals.
+        arrays = jax.tree.map(np.array, progress[:2])
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(arrays)):
             raise FloatingPointError(f"the state is not finite after step {step}")
         record = _as_json(
