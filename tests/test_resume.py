@@ -253,6 +253,16 @@ def test_a_config_changed_behind_the_checkpoints_is_refused(
     assert snapshot(tmp_path) == before
 
 
+def test_epochs_taken_out_of_the_config_are_refused(config: Config, tmp_path: Path) -> None:
+    train_and_evaluate(config, tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"num_epochs": 2', '"num_epochs": 1'))
+    before = snapshot(tmp_path)
+    with pytest.raises(RunError, match=f"{tmp_path} has 2 epochs already"):
+        train_and_evaluate(load_config(path), tmp_path)
+    assert snapshot(tmp_path) == before
+
+
 def test_another_dataset_is_refused(
     config: Config, after_chunk: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
