@@ -9,13 +9,14 @@ import logging
 import shutil
 import sys
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from mnist_jax.config import differences
-from mnist_jax.errors import RunError
+from mnist_jax.errors import Interrupted, RunError
 from mnist_jax.metrics import Metrics
 from mnist_jax.steps import TrainState
 
@@ -32,7 +33,7 @@ class Progress(NamedTuple):
     """The records of the epochs before it, as metrics.jsonl has them."""
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     """The checkpoints of a run: folders named after their steps, the newest `keep` of them.
 
     Orbax writes each in the background, under another name until it is whole. What was written it
@@ -41,11 +42,11 @@ class Checkpoints:
 
     def __init__(self, directory: Path, keep: int, origin: dict[str, Any]) -> None:
         """Opens or makes `directory`; `origin` is what decides the run, and must never differ."""
-        import orbax.checkpoint as ocp
+        import orbax.checkpoint as ocp  # takes a while, which `--help` need not wait for
 
+        self._ocp = ocp
         self.directory = directory.absolute()
         _ignore_closed_loops()
-        self._args = ocp.args
         self._keep = keep
         self._origin = _as_json(origin)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
@@ -75,9 +76,9 @@ class Checkpoints:
                 "arrays": _digest_arrays(arrays),
             }
         )
-        args = self._args.Composite(
-            arrays=self._args.StandardSave(arrays),
-            record=self._args.JsonSave({"record": record, "digest": _digest_record(record)}),
+        args = self._ocp.args.Composite(
+            arrays=self._ocp.args.StandardSave(arrays),
+            record=self._ocp.args.JsonSave({"record": record, "digest": _digest_record(record)}),
         )
         self.wait()
         _give_memory_back()
@@ -136,11 +137,10 @@ class Checkpoints:
         self._manager.reload()
 
     def _read(self, step: int, template: Progress) -> Progress:
-        import orbax.checkpoint as ocp
-
-        saved = self._manager.restore(
-            step, args=self._args.Composite(record=self._args.JsonRestore())
-        )["record"]
+        args = self._ocp.args
+        saved = self._manager.restore(step, args=args.Composite(record=args.JsonRestore()))[
+            "record"
+        ]
         record = saved["record"]
         if _digest_record(record) != saved["digest"]:
             raise ValueError("its record does not match its digest")
@@ -151,9 +151,9 @@ class Checkpoints:
         ):
             if different := differences(there, here):
                 raise RunError(f"{self.directory / str(step)} is of another run: {different}")
-        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, arrays)
+        shapes = jax.tree.map(self._ocp.utils.to_shape_dtype_struct, arrays)
         restored = self._manager.restore(
-            step, args=self._args.Composite(arrays=self._args.StandardRestore(shapes))
+            step, args=args.Composite(arrays=args.StandardRestore(shapes))
         )["arrays"]
         if _digest_arrays(restored) != record["arrays"]:
             raise ValueError("its arrays do not match their digest")
@@ -175,6 +175,19 @@ class Checkpoints:
             self._manager.close()
         except Exception as error:
             raise self._cannot_save(error) from error
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Closes. An error that ended the run is told before what it did to the last save."""
+        try:
+            self.close()
+        except RunError:
+            if error is None or isinstance(error, Interrupted):  # which says that all is saved
+                raise
 
 
 def _give_memory_back() -> None:

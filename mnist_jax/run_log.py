@@ -23,7 +23,7 @@ from mnist_jax.input_pipeline import Dataset
 from mnist_jax.metrics import Summary
 from mnist_jax.model import count_parameters
 from mnist_jax.steps import TrainState
-from mnist_jax.workdir import new_folder, take_folder, write_whole
+from mnist_jax.workdir import check_folder, new_folder, take_folder, write_whole
 
 
 class QuietConsole(Console):
@@ -76,6 +76,11 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
             self.workdir.mkdir(parents=True, exist_ok=True)
             self._lock = take_folder(self.workdir, self.config)
         return self.workdir
+
+    def check_folder(self) -> None:
+        """Raises RunError if the folder was moved or removed: Orbax would make another there."""
+        assert self._lock is not None
+        check_folder(self.workdir, self._lock)
 
     def start(
         self, dataset: Dataset, model: nn.Module, state: TrainState, history: list[dict[str, Any]]

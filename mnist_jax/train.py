@@ -9,12 +9,7 @@ if __name__ == "__main__":  # before jax is imported: --help and a wrong flag ar
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends an import without a traceback
     CONFIG, WORKDIR = parse_args()
 
-import contextlib
-import hashlib
-import os
-import platform
 import re
-import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -34,6 +29,7 @@ from mnist_jax.metrics import Metrics, Summary, summarize
 from mnist_jax.model import make_model
 from mnist_jax.optimizer import make_optimizer
 from mnist_jax.run_log import RunLog, show_log_messages
+from mnist_jax.runtime import check_device, deferred_signals, enable_compilation_cache
 from mnist_jax.steps import Examples, TrainState, empty_metrics, evaluate, init_state, train_steps
 
 INTERRUPTED = 75  # EX_TEMPFAIL: whoever started the program may start it again
@@ -89,7 +85,7 @@ def train_and_evaluate(config: Config, workdir: str | Path | None = None) -> Res
         directory = log.take_folder() / "checkpoints"
         with (
             deferred_signals() as interrupted,
-            contextlib.closing(Checkpoints(directory, config.keep, origin)) as checkpoints,
+            Checkpoints(directory, config.keep, origin) as checkpoints,
         ):
             progress = checkpoints.restore(Progress(state, empty_metrics(task.num_steps), []))
             log.start(dataset, task.model, progress.state, progress.history)
@@ -103,6 +99,7 @@ def train_and_evaluate(config: Config, workdir: str | Path | None = None) -> Res
                     f"The last good checkpoint: {checkpoints.newest()}"
                 ) from error
             checkpoints.wait()  # nothing is announced that is not on the disk
+            log.check_folder()
             log.finish(train_summary, test_summary)
     return Result(dataset.name, state, log.history, train_summary, test_summary, log.workdir)
 
@@ -155,6 +152,7 @@ def train(
         with log.bar(epoch, num_steps) as update:
             for state, metrics, step in chunks:
                 update(step, summarize(metrics))
+                log.check_folder()
                 due = 0 < config.checkpoint_every_steps <= int(state.step) - saved
                 if step < num_steps and (due or interrupted()):
                     checkpoints.save(Progress(state, metrics, log.history))
@@ -207,49 +205,10 @@ def evaluate_split(task: Task, state: TrainState, split: str) -> Summary:
     return summary
 
 
-@contextlib.contextmanager
-def deferred_signals() -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether SIGINT or SIGTERM came; a second SIGINT interrupts."""
-    received = []
-
-    def note(number: int, frame: object) -> None:
-        if received and number == signal.SIGINT:  # a scheduler may repeat its SIGTERM
-            raise KeyboardInterrupt
-        received.append(number)
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    if threading.current_thread() is not threading.main_thread():  # no other gets any
-        numbers = ()
-    previous = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 def stop_if(interrupted: Callable[[], bool], log: RunLog) -> None:
     """Raises Interrupted, if so; a save of everything must have begun."""
     if interrupted():
         raise Interrupted(f"interrupted; to go on, name the folder: --workdir {log.workdir}")
-
-
-def enable_compilation_cache() -> None:
-    """Keeps compiled programs between processes, unless JAX is told already where to keep them.
-
-    One folder per kind of processor: XLA compiles for the one at hand, and a home directory may
-    be shared by unlike machines.
-    """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    cpu = [platform.machine(), platform.processor()]
-    if os.path.exists("/proc/cpuinfo"):
-        lines = sorted(set(Path("/proc/cpuinfo").read_text().splitlines()))
-        cpu += [line for line in lines if line.startswith(("model name", "flags", "Features"))]
-    root = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    path = Path(root) / "mnist_jax" / hashlib.sha256(repr(cpu).encode()).hexdigest()[:16]
-    jax.config.update("jax_compilation_cache_dir", str(path))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def run(config: Config, workdir: Path | None) -> int:
@@ -276,15 +235,6 @@ def run(config: Config, workdir: Path | None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     return 0
-
-
-def check_device() -> None:
-    """Raises RunError where JAX cannot have the platform that it is told to use."""
-    try:
-        jax.devices()
-    except Exception as error:  # of what kind depends on the platform
-        platforms = os.environ.get("JAX_PLATFORMS")
-        raise RunError(f"JAX finds no device (JAX_PLATFORMS is {platforms}): {error}") from error
 
 
 if __name__ == "__main__":

@@ -62,6 +62,12 @@ def _lock(path: Path) -> int:
     return descriptor
 
 
+def check_folder(path: Path, lock: int) -> None:
+    """Raises RunError unless `path` is still the folder that was locked."""
+    if not path.exists() or not os.path.samestat(path.stat(), os.fstat(lock)):
+        raise RunError(f"{path} was moved or removed during the run; to go on, name where it is")
+
+
 def write_whole(path: Path, text: str) -> None:
     """Writes under another name and renames: `path` is as it was, or whole."""
     incomplete = path.with_name(f"{path.name}{INCOMPLETE}")
