@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -48,10 +49,13 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         self.directory = directory.absolute()
         _ignore_closed_loops()
         self._keep = keep
+        self._damaged: list[int] = []
+        self._old: list[int] = []
         self._origin = _as_json(origin)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         try:
             self.directory.mkdir(exist_ok=True)
+            tempfile.TemporaryFile(dir=self.directory).close()  # else only the first save fails
             self._manager = ocp.CheckpointManager(self.directory, options=options)
         except Exception as error:  # Orbax passes on what its storage raises, which is no OSError
             raise RunError(f"{directory} cannot be opened: {error}") from error
@@ -105,10 +109,11 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     def restore(self, template: Progress) -> Progress:
         """The newest intact checkpoint, on the devices of `template`; that itself if there is none.
 
-        Damaged ones after it are named and renamed.
+        Damaged ones after it are named. Nothing is changed: that is for `tidy`.
 
         Raises:
-            RunError: none is intact; or the run's data, settings or model are not these.
+            RunError: none is intact, or one cannot be read; or the run's data, settings or model
+                are not these.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for i, step in enumerate(steps):
@@ -117,24 +122,26 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             except (RunError, MemoryError, jax.errors.JaxRuntimeError):
                 raise
             except Exception as error:  # on damaged bytes, Orbax raises what it likes
-                reason = str(error).partition(": ")[0]
-                log.warning(f"{self.directory / str(step)} is damaged and not used: {reason}")
+                path, reason = self.directory / str(step), str(error).partition(": ")[0]
+                if _is_refusal(error):
+                    raise RunError(f"{path} cannot be read: {reason}") from error
+                log.warning(f"{path} is damaged and not used: {reason}")
                 continue
-            self._set_aside(steps[:i])
-            for old in steps[i:][self._keep :]:
-                self._manager.delete(old)  # a process was killed before it did
+            self._damaged, self._old = steps[:i], steps[i:][self._keep :]
             return progress
         if steps:
             raise RunError(f"no checkpoint in {self.directory} is intact; begin anew elsewhere")
         return template
 
-    def _set_aside(self, steps: list[int]) -> None:
-        """Renames damaged checkpoints, so that their steps can be saved again."""
-        for step in steps:
+    def tidy(self) -> None:
+        """Renames damaged checkpoints, so that their steps can be saved again; deletes old ones."""
+        for step in self._damaged:
             aside = self.directory / f"{step}.damaged"
             shutil.rmtree(aside, ignore_errors=True)
             (self.directory / str(step)).rename(aside)
         self._manager.reload()
+        for step in self._old:  # a process was killed before it did
+            self._manager.delete(step)
 
     def _read(self, step: int, template: Progress) -> Progress:
         args = self._ocp.args
@@ -188,6 +195,14 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         except RunError:
             if error is None or isinstance(error, Interrupted):  # which says that all is saved
                 raise
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether the system refused to read, which says nothing of the bytes."""
+    if isinstance(error, OSError):
+        missing = FileNotFoundError, NotADirectoryError, IsADirectoryError
+        return not isinstance(error, missing)
+    return str(error).startswith(("PERMISSION_DENIED", "RESOURCE_EXHAUSTED"))  # tensorstore's
 
 
 def _give_memory_back() -> None:

@@ -23,7 +23,7 @@ from mnist_jax.input_pipeline import Dataset
 from mnist_jax.metrics import Summary
 from mnist_jax.model import count_parameters
 from mnist_jax.steps import TrainState
-from mnist_jax.workdir import check_folder, new_folder, take_folder, write_whole
+from mnist_jax.workdir import check_folder, naming, new_folder, take_folder, write_whole
 
 
 class QuietConsole(Console):
@@ -77,6 +77,24 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
             self._lock = take_folder(self.workdir, self.config)
         return self.workdir
 
+    def with_recorded_dataset(self) -> Config:
+        """The config, with the dataset that the run in the folder is really on, if there is one.
+
+        A run that fell back on the sample goes on with it, though mnist can be had by now.
+        """
+        name = None if self._lock is None else self._recorded().get("dataset")
+        if (self.config.dataset, name) != ("mnist", "mnist_sample"):
+            return self.config
+        if self.config.require_full_data:
+            raise RunError(f"the run in {self.workdir} is on {name}, not on the full data")
+        return dataclasses.replace(self.config, dataset=name)
+
+    def _recorded(self) -> dict[str, Any]:
+        """What run.json says; nothing, if it is damaged or not there."""
+        with contextlib.suppress(ValueError, FileNotFoundError):
+            return json.loads((self.workdir / "run.json").read_text())
+        return {}
+
     def check_folder(self) -> None:
         """Raises RunError if the folder was moved or removed: Orbax would make another there."""
         assert self._lock is not None
@@ -124,7 +142,8 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
         path = self.workdir / "metrics.jsonl"
         found = path.read_text(errors="replace") if path.exists() else ""
         # The line of an epoch is written when the checkpoint before it is: the second proves one.
-        if not step and (found.count("\n") > 1 or (self.workdir / "result.json").exists()):
+        finished = (self.workdir / "result.json").exists()
+        if not step and (found.count("\n") > 1 or finished or self._recorded().get("saved")):
             raise RunError(f"{self.workdir} has lost its checkpoints; name another --workdir")
         if len(history) > self.config.num_epochs:
             raise RunError(f"{self.workdir} has {len(history)} epochs already; ask for more")
@@ -154,7 +173,8 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
         """Records and says an epoch's metrics: `summaries` by their names."""
         record = {"epoch": epoch, "step": step, **_flatten(summaries), "seconds": seconds}
         self.history.append(record)
-        with (self.workdir / "metrics.jsonl").open("a") as file:
+        path = self.workdir / "metrics.jsonl"
+        with naming(path), path.open("a") as file:
             file.write(json.dumps(record) + "\n")
         if self._events:
             for name, value in record.items():
@@ -183,6 +203,8 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
         self._run["status"] = "finished"
         if isinstance(error, Interrupted | KeyboardInterrupt | SystemExit):
             self._run["status"] = "interrupted"
+            if isinstance(error, Interrupted):
+                self._run["saved"] = True
         elif error:
             self._run |= {"status": "failed", "error": str(error)}
         try:
@@ -190,7 +212,7 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
                 self._events.close()
             if "dataset" in self._run:  # it had begun
                 self._write_json("run.json", self._run)
-        except OSError:
+        except (OSError, RunError):
             if not error:  # else the disk may be full, as `error` says
                 raise
         finally:

@@ -5,34 +5,60 @@ import hashlib
 import os
 import platform
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NoReturn
 
 import jax
 
 from mnist_jax.errors import RunError
 
 
-@contextlib.contextmanager
-def deferred_signals() -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether SIGINT or SIGTERM came; a second SIGINT interrupts."""
-    received = []
+class Signals(contextlib.AbstractContextManager["Signals"]):
+    """From `defer` to the end of the context, notes SIGINT and SIGTERM instead of obeying them.
 
-    def note(number: int, frame: object) -> None:
-        if received and number == signal.SIGINT:  # a scheduler may repeat its SIGTERM
+    A second SIGINT interrupts all the same; a repeated SIGTERM does not: schedulers send several.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+        self._previous: dict[int, Any] = {}
+
+    def defer(self) -> None:
+        """Begins; in any thread but the main one, which alone gets signals, it does nothing."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: object) -> None:
+        if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        received.append(number)
+        self.received = True
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    if threading.current_thread() is not threading.main_thread():  # no other gets any
-        numbers = ()
-    previous = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in previous.items():
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+def exit_at_once(code: int) -> NoReturn:
+    """Ends the process, whose work is done, without waiting for anything.
+
+    A signal has nothing more to stop, and where an interrupt broke into Orbax, one of its threads
+    would be waited for, for minutes.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # its reader has left
+            stream.flush()
+    os._exit(code)
+
+
+def print_error(message: object) -> None:
+    """Prints to stderr, whose reader may have left: at Ctrl-C `2>&1 | tee` ends first."""
+    with contextlib.suppress(OSError):
+        print(message, file=sys.stderr, flush=True)
 
 
 def check_device() -> None:

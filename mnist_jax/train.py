@@ -10,9 +10,10 @@ if __name__ == "__main__":  # before jax is imported: --help and a wrong flag ar
     CONFIG, WORKDIR = parse_args()
 
 import re
+import shlex
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,13 @@ from mnist_jax.metrics import Metrics, Summary, summarize
 from mnist_jax.model import make_model
 from mnist_jax.optimizer import make_optimizer
 from mnist_jax.run_log import RunLog, show_log_messages
-from mnist_jax.runtime import check_device, deferred_signals, enable_compilation_cache
+from mnist_jax.runtime import (
+    Signals,
+    check_device,
+    enable_compilation_cache,
+    exit_at_once,
+    print_error,
+)
 from mnist_jax.steps import Examples, TrainState, empty_metrics, evaluate, init_state, train_steps
 
 INTERRUPTED = 75  # EX_TEMPFAIL: whoever started the program may start it again
@@ -78,19 +85,18 @@ def train_and_evaluate(config: Config, workdir: str | Path | None = None) -> Res
         ConfigError, RunError: as their messages say.
         Interrupted: by a signal.
     """
-    with RunLog(workdir, config) as log:
-        dataset = load_dataset(config)
+    with Signals() as signals, RunLog(workdir, config) as log:
+        dataset = load_dataset(log.with_recorded_dataset())
         task, state = set_up(config, dataset)
         origin = deciding_fields(config) | describe_dataset(dataset)
         directory = log.take_folder() / "checkpoints"
-        with (
-            deferred_signals() as interrupted,
-            Checkpoints(directory, config.keep, origin) as checkpoints,
-        ):
+        signals.defer()
+        with Checkpoints(directory, config.keep, origin) as checkpoints:
             progress = checkpoints.restore(Progress(state, empty_metrics(task.num_steps), []))
             log.start(dataset, task.model, progress.state, progress.history)
+            checkpoints.tidy()
             try:
-                state = train(task, progress, checkpoints, log, interrupted)
+                state = train(task, progress, checkpoints, log, signals)
                 splits = ("train", "test")
                 train_summary, test_summary = (evaluate_split(task, state, s) for s in splits)
             except FloatingPointError as error:
@@ -128,11 +134,7 @@ def set_up(config: Config, dataset: Dataset) -> tuple[Task, TrainState]:
 
 
 def train(
-    task: Task,
-    progress: Progress,
-    checkpoints: Checkpoints,
-    log: RunLog,
-    interrupted: Callable[[], bool],
+    task: Task, progress: Progress, checkpoints: Checkpoints, log: RunLog, signals: Signals
 ) -> TrainState:
     """Trains from `progress` to the last epoch; saves, shows and stops in between.
 
@@ -154,10 +156,10 @@ def train(
                 update(step, summarize(metrics))
                 log.check_folder()
                 due = 0 < config.checkpoint_every_steps <= int(state.step) - saved
-                if step < num_steps and (due or interrupted()):
+                if step < num_steps and (due or signals.received):
                     checkpoints.save(Progress(state, metrics, log.history))
                     saved = int(state.step)
-                    stop_if(interrupted, log)
+                    stop_if(signals, log)
         summaries = {"running_train": summarize(metrics), shown: evaluate_split(task, state, shown)}
         metrics = empty_metrics(num_steps)
         checkpoints.wait()
@@ -165,7 +167,7 @@ def train(
         checkpoints.save(Progress(state, metrics, log.history))
         saved = int(state.step)
         if epoch < config.num_epochs:
-            stop_if(interrupted, log)
+            stop_if(signals, log)
     return state
 
 
@@ -205,10 +207,11 @@ def evaluate_split(task: Task, state: TrainState, split: str) -> Summary:
     return summary
 
 
-def stop_if(interrupted: Callable[[], bool], log: RunLog) -> None:
-    """Raises Interrupted, if so; a save of everything must have begun."""
-    if interrupted():
-        raise Interrupted(f"interrupted; to go on, name the folder: --workdir {log.workdir}")
+def stop_if(signals: Signals, log: RunLog) -> None:
+    """Raises Interrupted if a signal came; a save of everything must have begun."""
+    if signals.received:
+        folder = shlex.quote(str(log.workdir))
+        raise Interrupted(f"interrupted; to go on, name the folder: --workdir {folder}")
 
 
 def run(config: Config, workdir: Path | None) -> int:
@@ -221,18 +224,18 @@ def run(config: Config, workdir: Path | None) -> int:
     except ConfigError as error:
         exit_with_usage_error(str(error))
     except (RunError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(f"error: {error}")
         return 1
     except jax.errors.JaxRuntimeError as error:
         if not re.search("RESOURCE_EXHAUSTED|out of memory", str(error), re.IGNORECASE):
             raise
-        print(f"error: too large a network or batch for the device: {error}", file=sys.stderr)
+        print_error(f"error: too large a network or batch for the device: {error}")
         return 1
     except Interrupted as error:
-        print(error, file=sys.stderr)
+        print_error(error)
         return INTERRUPTED
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print_error("interrupted")
         return 130
     return 0
 
@@ -240,7 +243,4 @@ def run(config: Config, workdir: Path | None) -> int:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    code = run(CONFIG, WORKDIR)  # pyright: ignore[reportPossiblyUnboundVariable]
-    for stop in (signal.SIGINT, signal.SIGTERM):  # all is saved: no traceback on the way out
-        signal.signal(stop, signal.SIG_DFL)
-    sys.exit(code)
+    exit_at_once(run(CONFIG, WORKDIR))  # pyright: ignore[reportPossiblyUnboundVariable]

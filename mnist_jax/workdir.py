@@ -1,9 +1,11 @@
 """The run folder: whose it is, and files in it that are whole or not there."""
 
+import contextlib
 import datetime
 import fcntl
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from mnist_jax.config import CONFIG_FILE, Config, check_continues, load_config
@@ -71,8 +73,18 @@ def check_folder(path: Path, lock: int) -> None:
 def write_whole(path: Path, text: str) -> None:
     """Writes under another name and renames: `path` is as it was, or whole."""
     incomplete = path.with_name(f"{path.name}{INCOMPLETE}")
-    with incomplete.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    incomplete.replace(path)
+    with naming(path):
+        with incomplete.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        incomplete.replace(path)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Raises RunError for what goes wrong with `path`: a full disk's error names no file."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror}") from error

@@ -126,6 +126,98 @@ def test_a_reader_that_leaves_stops_no_run(sample_dir: Path, tmp_path: Path) -> 
     assert len(read_history(tmp_path / "run")) == EPOCHS
 
 
+def test_an_interrupt_is_told_by_its_code_though_the_reader_left(
+    sample_dir: Path, tmp_path: Path
+) -> None:
+    """As at Ctrl-C with `2>&1 | tee`."""
+    process = subprocess.Popen(
+        command(tmp_path / "run", sample_dir),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout
+    assert any(line.startswith("epoch") for line in process.stdout)
+    process.stdout.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == train.INTERRUPTED
+
+
+@pytest.mark.parametrize("seconds", [0.02, 0.1, 0.4])
+def test_a_scheduler_may_repeat_its_sigterm(
+    seconds: float, sample_dir: Path, tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        command(tmp_path / "run", sample_dir),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    assert any(line.startswith("epoch") for line in process.stdout)
+    while process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(seconds)
+    _, errors = process.communicate()
+    assert process.returncode == train.INTERRUPTED
+    assert len(errors.splitlines()) == 1
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
+
+
+def test_a_second_interrupt_during_a_save_leaves_at_once(sample_dir: Path, tmp_path: Path) -> None:
+    """One of Orbax's threads then waits for minutes, and Python for it."""
+    arguments = command(tmp_path / "run", sample_dir)[3:]
+    code = """if True:
+        import os, runpy, signal, sys
+        from orbax.checkpoint.handlers import StandardCheckpointHandler as Handler
+        async_save = Handler.async_save
+        async def interrupted_save(*args, **kwargs):
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+            return await async_save(*args, **kwargs)
+        Handler.async_save = interrupted_save
+        runpy.run_module("mnist_jax.train", run_name="__main__")
+    """
+    process = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60
+    )
+    assert (process.returncode, process.stderr) == (130, "interrupted\n")
+    process = subprocess.run(command(tmp_path / "run", sample_dir), capture_output=True)
+    assert process.returncode == 0
+
+
+def without_privileges(words: list[str]) -> list[str]:
+    """A command to which permissions apply, though root runs the tests."""
+    if os.geteuid():
+        return words
+    if not shutil.which("setpriv"):
+        pytest.skip("root may write anywhere, and there is no setpriv")
+    capabilities = "-dac_override,-dac_read_search"
+    return ["setpriv", f"--bounding-set={capabilities}", f"--inh-caps={capabilities}", *words]
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o555])
+def test_a_folder_without_permission_is_one_line_and_loses_nothing(
+    mode: int, sample_dir: Path, tmp_path: Path
+) -> None:
+    words = [*command(tmp_path / "run", sample_dir), "--num-epochs"]
+    subprocess.run([*words, "2"], check=True, capture_output=True)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    # Without the right to read the newest, or to write beside it.
+    closed = checkpoints if mode else checkpoints / "64" / "arrays" / "manifest.ocdbt"
+    before, allowed = sorted(checkpoints.iterdir()), closed.stat().st_mode
+    closed.chmod(mode)
+    process = subprocess.run(
+        without_privileges([*words, "3"]), capture_output=True, text=True, check=False
+    )
+    closed.chmod(allowed)
+    assert process.returncode == 1
+    (line,) = process.stderr.splitlines()
+    assert "permission" in line.lower()
+    assert str(checkpoints) in line
+    assert sorted(checkpoints.iterdir()) == before
+
+
 @pytest.mark.slow
 def test_memory_and_files_do_not_grow_with_the_epochs(sample_dir: Path, tmp_path: Path) -> None:
     code = """if True:

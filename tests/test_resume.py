@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import threading
@@ -12,7 +13,7 @@ from typing import Any
 import chex
 import pytest
 
-from mnist_jax import train
+from mnist_jax import input_pipeline, train
 from mnist_jax.config import Config, load_config
 from mnist_jax.errors import ConfigError, Interrupted, RunError
 from mnist_jax.train import Result, train_and_evaluate
@@ -258,30 +259,43 @@ def test_a_config_changed_behind_the_checkpoints_is_refused(
 
 
 def test_epochs_taken_out_of_the_config_are_refused(config: Config, tmp_path: Path) -> None:
+    config = replace(config, checkpoint_every_steps=20)
     train_and_evaluate(config, tmp_path)
     path = tmp_path / "config.json"
     path.write_text(path.read_text().replace('"num_epochs": 2', '"num_epochs": 1'))
     before = snapshot(tmp_path)
     with pytest.raises(RunError, match=f"{tmp_path} has 2 epochs already"):
-        train_and_evaluate(load_config(path), tmp_path)
+        train_and_evaluate(replace(load_config(path), keep=1), tmp_path)
     assert snapshot(tmp_path) == before
 
 
-def test_another_dataset_is_refused(
+def test_a_run_that_fell_back_on_the_sample_goes_on_with_it(
     config: Config, after_chunk: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As when the sample stood in for mnist, and now mnist can be had."""
+    """Though mnist can be had by now: made up here, of the sample's images upside down."""
+    config = replace(config, dataset="mnist")
+    whole = train_and_evaluate(config, tmp_path / "whole")
     after_chunk(5, terminate)
     with pytest.raises(Interrupted):
-        train_and_evaluate(replace(config, dataset="mnist"), tmp_path)
+        train_and_evaluate(config, tmp_path / "run")
+    load_arrays = input_pipeline.load_arrays
+
+    def with_mnist(name: str, config: Config) -> Any:
+        arrays = load_arrays("mnist_sample", config)
+        if name == "mnist":
+            return arrays._replace(train_images=arrays.train_images[:, ::-1])
+        return arrays
+
+    monkeypatch.setattr(input_pipeline, "load_arrays", with_mnist)
     before = snapshot(tmp_path)
-    load_dataset = train.load_dataset
-    monkeypatch.setattr(
-        train, "load_dataset", lambda config: load_dataset(config)._replace(name="mnist")
-    )
+    with pytest.raises(RunError, match="is on mnist_sample, not on the full data"):
+        train_and_evaluate(replace(config, require_full_data=True), tmp_path / "run")
+    (tmp_path / "run" / "run.json").rename(tmp_path / "away")
     with pytest.raises(RunError, match="dataset is 'mnist_sample' there and 'mnist' here"):
-        train_and_evaluate(replace(config, dataset="mnist"), tmp_path)
+        train_and_evaluate(config, tmp_path / "run")
+    (tmp_path / "away").rename(tmp_path / "run" / "run.json")
     assert snapshot(tmp_path) == before
+    assert_same_run(train_and_evaluate(config, tmp_path / "run"), whole)
 
 
 @pytest.mark.parametrize("text", ["", '{"epoch": 1, "ste', "\x00" * 50, None])
@@ -304,6 +318,26 @@ def test_lost_checkpoints_are_no_reason_to_begin_anew(config: Config, tmp_path: 
     with pytest.raises(RunError, match=f"{tmp_path} has lost its checkpoints"):
         train_and_evaluate(config, tmp_path)
     assert snapshot(tmp_path) == before
+
+
+def test_what_an_interrupted_run_saved_must_be_there(
+    config: Config, after_chunk: Any, tmp_path: Path
+) -> None:
+    after_chunk(2, terminate)
+    with pytest.raises(Interrupted):
+        train_and_evaluate(config, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(RunError, match="has lost its checkpoints"):
+        train_and_evaluate(config, tmp_path)
+
+
+def test_the_folder_to_go_on_with_can_be_pasted_into_a_shell(
+    config: Config, after_chunk: Any, tmp_path: Path
+) -> None:
+    after_chunk(2, terminate)
+    with pytest.raises(Interrupted) as caught:
+        train_and_evaluate(config, tmp_path / "it's my run")
+    assert shlex.split(str(caught.value))[-2:] == ["--workdir", f"{tmp_path}/it's my run"]
 
 
 def test_one_finished_epoch_without_its_checkpoint_is_refused(
