@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import statistics
@@ -46,8 +47,12 @@ def contents(workdir: Path) -> dict[str, Any]:
         "history": read_history(workdir),
         "result": (workdir / "result.json").read_text(),
         "digest of the arrays": json.loads(record.read_text())["record"]["arrays"],
-        # Orbax gives its data files random names.
-        "files": sorted(str(path) for path in files if path.parent.name != "d"),
+        # Orbax gives its data files random names; a stop saves at a step of its own.
+        "files": sorted(
+            re.sub("checkpoints/[0-9]+/", "checkpoints/STEP/", str(path))
+            for path in files
+            if path.parent.name != "d"
+        ),
     }
 
 
