@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8, UInt32
 
 from mnist_jax.config import Config
 from mnist_jax.errors import ConfigError, DataError, DownloadError
@@ -146,12 +146,14 @@ def epoch_order(
     It depends on the key and the number of the epoch alone, so that a resumed run needs no stored
     state of a generator.
     """
-    return batch_rows(np.asarray(_permutation(key, epoch, num_examples)), batch_size)
+    high, low = np.asarray(_random_bits(key, epoch, num_examples)).astype(np.uint64)
+    # The order that sorts random 64-bit numbers. NumPy does it ten times faster than XLA's CPU.
+    return batch_rows(np.argsort(high << np.uint64(32) | low, kind="stable"), batch_size)
 
 
 @functools.partial(jax.jit, static_argnames="n")
-def _permutation(key: PRNGKeyArray, epoch: int | Int[Array, ""], n: int) -> Int[Array, " n"]:
-    return jax.random.permutation(jax.random.fold_in(key, epoch), n)
+def _random_bits(key: PRNGKeyArray, epoch: int | Int[Array, ""], n: int) -> UInt32[Array, "2 n"]:
+    return jax.random.bits(jax.random.fold_in(key, epoch), (2, n), "uint32")
 
 
 def batch_rows(
