@@ -148,7 +148,8 @@ def epoch_order(
     """
     high, low = np.asarray(_random_bits(key, epoch, num_examples)).astype(np.uint64)
     # The order that sorts random 64-bit numbers. NumPy does it ten times faster than XLA's CPU.
-    return batch_rows(np.argsort(high << np.uint64(32) | low, kind="stable"), batch_size)
+    rows = np.argsort(high << np.uint64(32) | low, kind="stable")
+    return batch_rows(rows, batch_size)
 
 
 @functools.partial(jax.jit, static_argnames="n")

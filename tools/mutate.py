@@ -23,8 +23,8 @@ MUTATIONS = {  # what breaks: the file, what stands there, what takes its place
     ),
     "the last batch dropped": (
         "input_pipeline.py",
-        'return batch_rows(np.argsort(high << np.uint64(32) | low, kind="stable"), batch_size)',
-        'return batch_rows(np.argsort(high << np.uint64(32) | low, kind="stable"), batch_size)[:-1]',
+        "    return batch_rows(rows, batch_size)\n",
+        "    return batch_rows(rows, batch_size)[:-1]\n",
     ),
     "the mask ignored in the mean": (
         "metrics.py",

@@ -1,0 +1,230 @@
+"""This project beside what people would use instead, and beside the machine's limit, in one run.
+
+    pip install -e ".[bench]"
+    python benchmarks/compare.py          # under ten minutes; --quick: under two
+
+Each contestant has a process of its own. They take turns, round by round, so that whatever else the
+machine does hits all alike. Prints a table of medians, and writes compare.json and compare.png.
+"""
+
+import importlib.util
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from mnist_jax.config import Config
+from mnist_jax.input_pipeline import load_dataset
+
+HERE = Path(__file__).parent
+OURS, LIMIT = "mnist_jax", "limit"
+NUM_EPOCHS = 5  # of a whole process
+LABELS = {
+    OURS: "mnist_jax",
+    "flax_nnx": "Flax NNX, a plain loop",
+    "keras_jax": "Keras 3 on JAX",
+    "keras_jax_50": "the same, 50 steps a call",
+    "torch_eager": "PyTorch",
+    "torch_compile": "PyTorch, torch.compile",
+    "limit_numpy": "the limit (NumPy's BLAS)",
+    "limit_torch": "the limit (PyTorch's BLAS)",
+}
+Row = dict[str, Any]
+
+
+class Process(NamedTuple):
+    """A whole process, from its start to its end."""
+
+    seconds: float
+    peak_mib: float
+    test_accuracy: float
+
+
+def main(
+    data_dir: str = Config.data_dir,
+    manual_dir: str | None = None,
+    out: Path = HERE,
+    quick: bool = False,
+    only: tuple[str, ...] = tuple(LABELS),
+) -> None:
+    """Runs the comparison.
+
+    Args:
+        data_dir: as of `python -m mnist_jax.train`
+        manual_dir: likewise
+        out: the folder for compare.json and compare.png
+        quick: 3 rounds of epochs and 1 of whole processes, instead of 11 and 3
+        only: these contestants
+    """
+    for package in ("keras", "torch"):
+        if any(package in name for name in only) and not importlib.util.find_spec(package):
+            sys.exit(f'{package} is missing: pip install -e ".[bench]"')
+    load_dataset(Config(data_dir=data_dir, manual_dir=manual_dir, require_full_data=True))
+    data = Path(os.path.expanduser(data_dir), "mnist_jax", "mnist.npz")
+    epochs = time_epochs(only, data, rounds=3 if quick else 11)
+    processes = time_processes(only, data, rounds=1 if quick else 3)
+    rows = summarize(epochs, processes)
+    show(rows)
+    report = {**describe_machine(), "contestants": rows}
+    (out / "compare.json").write_text(json.dumps(report, indent=2) + "\n")
+    draw(rows, out / "compare.png")
+
+
+def time_epochs(names: tuple[str, ...], data: Path, rounds: int) -> dict[str, list[float]]:
+    """The seconds of warm epochs: for each contestant, one a round."""
+    with ExitStack() as stack:
+        workers = {}
+        for name in names:
+            tell(f"compiling {name}")
+            workers[name] = stack.enter_context(worker(name, data))
+            for _ in range(2):
+                workers[name]()
+        seconds: dict[str, list[float]] = {name: [] for name in names}
+        for i in range(rounds):
+            tell(f"round {i + 1} of {rounds}")
+            for name, train_epoch in workers.items():
+                time.sleep(0.3)  # until the threads of the one before sleep
+                seconds[name].append(train_epoch())
+    return seconds
+
+
+@contextmanager
+def worker(name: str, data: Path) -> Iterator[Callable[[], float]]:
+    """Starts a contestant; yields what has it train an epoch and returns the seconds."""
+    command = [sys.executable, HERE / "contestants.py", name, data]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        stdin, stdout = process.stdin, process.stdout
+        assert stdin
+        assert stdout
+
+        def train_epoch() -> float:
+            print(file=stdin, flush=True)
+            return float(stdout.readline())
+
+        yield train_epoch
+
+
+def time_processes(names: tuple[str, ...], data: Path, rounds: int) -> dict[str, list[Process]]:
+    """Whole processes: start, five epochs, test, end. Nothing compiled is left from before."""
+    processes: dict[str, list[Process]] = {name: [] for name in names if LIMIT not in name}
+    for i in range(rounds):
+        for name, seen in processes.items():
+            tell(f"whole processes, round {i + 1} of {rounds}: {name}")
+            with tempfile.TemporaryDirectory() as scratch:
+                seen.append(time_process(name, data, Path(scratch)))
+    return processes
+
+
+def time_process(name: str, data: Path, scratch: Path) -> Process:
+    command = [HERE / "contestants.py", name, data, "--num-epochs", NUM_EPOCHS]
+    result = scratch / "run" / "result.json"
+    if name == OURS:  # the program itself: it also logs, tests each epoch and saves
+        flags = ["--data-dir", data.parent.parent, "--workdir", result.parent]
+        command = ["-m", "mnist_jax.train", *flags, "--num-epochs", NUM_EPOCHS]
+    caches = dict.fromkeys(("XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR"), str(scratch))
+    with (scratch / "output").open("w+") as output:
+        words = [sys.executable, *map(str, command)]
+        started = time.perf_counter()
+        process = subprocess.Popen(words, stdout=output, env={**os.environ, **caches})
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+        if status:
+            sys.exit(f"{' '.join(words)} failed")
+        output.seek(0)
+        lines = output.readlines()
+    accuracy = json.loads(result.read_text())["test_accuracy"] if name == OURS else lines[-1]
+    return Process(seconds, usage.ru_maxrss / 1024, float(accuracy))
+
+
+def summarize(
+    epochs: dict[str, list[float]], processes: dict[str, list[Process]]
+) -> dict[str, Row]:
+    """Medians, and their ratios to ours and to the limit, by contestant."""
+    rows: dict[str, Row] = {
+        name: {"epoch_seconds": statistics.median(seconds), "epochs": seconds}
+        for name, seconds in epochs.items()
+    }
+    for name, seen in processes.items():
+        for field, values in zip(Process._fields, zip(*seen, strict=True), strict=True):
+            rows[name][f"process_{field}"] = statistics.median(values)
+    limits = [row["epoch_seconds"] for name, row in rows.items() if LIMIT in name]
+    for row in rows.values():
+        for key in ("epoch_seconds", "process_seconds", "process_peak_mib"):
+            if key in row and OURS in rows:
+                row[f"{key}_to_ours"] = row[key] / rows[OURS][key]
+        if limits:
+            row["epoch_seconds_to_limit"] = row["epoch_seconds"] / min(limits)
+    return rows
+
+
+def describe_machine() -> Row:
+    cpuinfo = Path("/proc/cpuinfo")
+    model = re.search("model name\\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
+    packages = ("jax", "flax", "optax", "keras", "torch", "numpy")
+    return {
+        "cpu": model[1] if model else platform.machine(),
+        "cores": os.cpu_count(),
+        "versions": {p: version(p) for p in packages if importlib.util.find_spec(p)},
+    }
+
+
+def show(rows: dict[str, Row]) -> None:
+    columns = {
+        "epoch, s": ("epoch_seconds", "{:.2f}"),
+        "to ours": ("epoch_seconds_to_ours", "{:.2f}"),
+        "to the limit": ("epoch_seconds_to_limit", "{:.2f}"),
+        "process, s": ("process_seconds", "{:.1f}"),
+        "to ours ": ("process_seconds_to_ours", "{:.2f}"),
+        "peak, MiB": ("process_peak_mib", "{:.0f}"),
+        "test": ("process_test_accuracy", "{:.2%}"),
+    }
+    table = Table("", *columns)
+    for name, row in rows.items():
+        cells = (form.format(row[key]) if key in row else "" for key, form in columns.values())
+        table.add_row(LABELS[name], *cells)
+    Console(width=120).print(table)
+
+
+def draw(rows: dict[str, Row], path: Path) -> None:
+    """Two bar charts: an epoch, and a whole process."""
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(1, 2, figsize=(9, 2.8), sharey=True, layout="constrained")
+    colors = ["tab:blue" if n == OURS else "0.85" if LIMIT in n else "0.65" for n in rows]
+    titles = {
+        "epoch_seconds": "an epoch, warm: seconds",
+        "process_seconds": f"start, {NUM_EPOCHS} epochs, test: seconds",
+    }
+    for axis, (key, title) in zip(axes, titles.items(), strict=True):
+        values = [row.get(key, 0) for row in rows.values()]
+        bars = axis.barh([LABELS[name] for name in rows], values, color=colors)
+        axis.bar_label(bars, [f"{value:.3g}" if value else "" for value in values], padding=3)
+        axis.set_title(title, loc="left", fontsize="medium")
+        axis.spines[["top", "right", "bottom"]].set_visible(False)
+        axis.set_xticks([])
+        axis.margins(x=0.12)
+    axes[0].invert_yaxis()
+    fig.savefig(path, dpi=150)
+
+
+def tell(text: str) -> None:
+    print(f"{text} ...", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
