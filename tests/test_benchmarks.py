@@ -1,0 +1,37 @@
+"""The comparison runs, with those contestants that need nothing more than the tests do."""
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+NAMES = ["mnist_jax", "flax_nnx", "limit_numpy"]
+
+
+@pytest.mark.slow
+def test_the_comparison_trains_the_same_network_and_compares(
+    manual_dir: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib", reason="the picture needs matplotlib, of the extra `bench`")
+    flags = ["--data-dir", tmp_path / "data", "--manual-dir", manual_dir, "--out", tmp_path]
+    command = [sys.executable, BENCHMARKS / "compare.py", "--quick", *flags, "--only", *NAMES]
+    process = subprocess.run(command, check=True, capture_output=True, text=True)
+    rows = json.loads((tmp_path / "compare.json").read_text())["contestants"]
+    assert list(rows) == NAMES
+    ours, flax, limit = (rows[name] for name in NAMES)
+    for row in rows.values():
+        assert len(row["epochs"]) == 3
+        assert row["epoch_seconds"] == statistics.median(row["epochs"])
+        ratio = row["epoch_seconds"] / ours["epoch_seconds"]
+        assert row["epoch_seconds_to_ours"] == pytest.approx(ratio)
+    assert ours["epoch_seconds_to_limit"] == ours["epoch_seconds"] / limit["epoch_seconds"]
+    # The lesson's own network and settings: two percent of errors after five epochs.
+    for row in (ours, flax):
+        assert row["process_test_accuracy"] == pytest.approx(0.98, abs=0.006)
+    assert "process_seconds" not in limit
+    assert f"{ours['epoch_seconds']:.2f}" in process.stdout
+    assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
