@@ -147,7 +147,7 @@ def epoch_order(
     state of a generator.
     """
     high, low = np.asarray(_random_bits(key, epoch, num_examples)).astype(np.uint64)
-    # The order that sorts random 64-bit numbers. NumPy does it ten times faster than XLA's CPU.
+    # The order that sorts random 64-bit numbers: NumPy finds it seven times faster than XLA's CPU.
     rows = np.argsort(high << np.uint64(32) | low, kind="stable")
     return batch_rows(rows, batch_size)
 

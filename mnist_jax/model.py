@@ -46,8 +46,8 @@ def narrow_dot_general(
 ) -> Float[Array, "batch narrow"]:
     """`jax.lax.dot_general`, for a kernel whose gradient XLA would compute slowly on a CPU.
 
-    That is [n, batch] x [batch, narrow], into which it turns [narrow, batch] x [batch, n] too, nine
-    times as fast. It cannot see through the barrier.
+    It takes nine times as long for [n, batch] x [batch, narrow] as for the transposed product, and
+    rewrites the latter into the former unless a barrier stands between it and the transposition.
     """
     kernel = jax.lax.optimization_barrier(kernel.T).T
     return jax.lax.dot_general(x, kernel, *args, **kwargs)

@@ -92,7 +92,8 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
     def _recorded(self) -> dict[str, Any]:
         """What run.json says; nothing, if it is damaged or not there."""
         with contextlib.suppress(ValueError, FileNotFoundError):
-            return json.loads((self.workdir / "run.json").read_text())
+            recorded = json.loads((self.workdir / "run.json").read_text())
+            return recorded if isinstance(recorded, dict) else {}
         return {}
 
     def check_folder(self) -> None:
@@ -128,6 +129,7 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
             console.print(f"{self.workdir} has no checkpoint yet: beginning anew")
         self.history = history
         self._run = {"dataset": dataset.name, **sizes, **versions, "devices": devices}
+        self._run["saved"] = step > 0
         write_whole(self.workdir / CONFIG_FILE, format_config(config))
         self._write_json("run.json", {**self._run, "status": "running"})
         if not finished:
@@ -201,16 +203,17 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
     ) -> None:
         """Records how the run stands, and leaves the folder to others."""
         self._run["status"] = "finished"
+        if error is None or isinstance(error, Interrupted):
+            self._run["saved"] = True
         if isinstance(error, Interrupted | KeyboardInterrupt | SystemExit):
             self._run["status"] = "interrupted"
-            if isinstance(error, Interrupted):
-                self._run["saved"] = True
         elif error:
             self._run |= {"status": "failed", "error": str(error)}
         try:
             if self._events:
                 self._events.close()
             if "dataset" in self._run:  # it had begun
+                self.check_folder()  # what is there by now may be another run's
                 self._write_json("run.json", self._run)
         except (OSError, RunError):
             if not error:  # else the disk may be full, as `error` says

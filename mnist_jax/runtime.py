@@ -18,7 +18,7 @@ from mnist_jax.errors import RunError
 class Signals(contextlib.AbstractContextManager["Signals"]):
     """From `defer` to the end of the context, notes SIGINT and SIGTERM instead of obeying them.
 
-    A second SIGINT interrupts all the same; a repeated SIGTERM does not: schedulers send several.
+    A SIGINT after another signal interrupts all the same; a SIGTERM does not: schedulers repeat it.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,8 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            if handler is not None:  # as one is that C has installed
+                signal.signal(number, handler)
 
 
 def exit_at_once(code: int) -> NoReturn:

@@ -9,6 +9,7 @@ if __name__ == "__main__":  # before jax is imported: --help and a wrong flag ar
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends an import without a traceback
     CONFIG, WORKDIR = parse_args()
 
+import contextlib
 import re
 import shlex
 import time
@@ -71,7 +72,9 @@ class Task(NamedTuple):
     order_key: PRNGKeyArray
 
 
-def train_and_evaluate(config: Config, workdir: str | Path | None = None) -> Result:
+def train_and_evaluate(
+    config: Config, workdir: str | Path | None = None, signals: Signals | None = None
+) -> Result:
     """Trains as `config` says, or goes on with it, and leaves everything in a folder.
 
     A first SIGINT or SIGTERM, in the main thread, ends it once the chunk in flight is saved.
@@ -80,12 +83,14 @@ def train_and_evaluate(config: Config, workdir: str | Path | None = None) -> Res
         config: the run.
         workdir: the folder (see RunLog for what it gets). What is there is continued, to the same
             bits as if it had never stopped. None: a new runs/DATE-TIME.
+        signals: for a program, which wants them deferred until its end.
 
     Raises:
         ConfigError, RunError: as their messages say.
         Interrupted: by a signal.
     """
-    with Signals() as signals, RunLog(workdir, config) as log:
+    own_signals = contextlib.nullcontext(signals) if signals else Signals()
+    with own_signals as signals, RunLog(workdir, config) as log:
         dataset = load_dataset(log.with_recorded_dataset())
         task, state = set_up(config, dataset)
         origin = deciding_fields(config) | describe_dataset(dataset)
@@ -214,13 +219,13 @@ def stop_if(signals: Signals, log: RunLog) -> None:
         raise Interrupted(f"interrupted; to go on, name the folder: --workdir {folder}")
 
 
-def run(config: Config, workdir: Path | None) -> int:
+def run(config: Config, workdir: Path | None, signals: Signals | None = None) -> int:
     """The program: `train_and_evaluate` with errors as messages. Returns the exit code."""
     show_log_messages()
     try:
         check_device()
         enable_compilation_cache()
-        train_and_evaluate(config, workdir)
+        train_and_evaluate(config, workdir, signals)
     except ConfigError as error:
         exit_with_usage_error(str(error))
     except (RunError, OSError) as error:
@@ -243,4 +248,4 @@ def run(config: Config, workdir: Path | None) -> int:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    exit_at_once(run(CONFIG, WORKDIR))  # pyright: ignore[reportPossiblyUnboundVariable]
+    exit_at_once(run(CONFIG, WORKDIR, Signals()))  # pyright: ignore[reportPossiblyUnboundVariable]

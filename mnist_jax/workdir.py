@@ -66,8 +66,10 @@ def _lock(path: Path) -> int:
 
 def check_folder(path: Path, lock: int) -> None:
     """Raises RunError unless `path` is still the folder that was locked."""
-    if not path.exists() or not os.path.samestat(path.stat(), os.fstat(lock)):
-        raise RunError(f"{path} was moved or removed during the run; to go on, name where it is")
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.samestat(path.stat(), os.fstat(lock)):
+            return
+    raise RunError(f"{path} was moved or removed during the run; to go on, name where it is")
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -176,6 +176,7 @@ def test_a_folder_moved_during_the_run_stops_it(
     after_chunk(6, move)
     with pytest.raises(RunError, match=f"{here} was moved or removed during the run"):
         train_and_evaluate(config, here)
+    assert not (here / "run.json").exists()  # it is not ours any more
     assert_same_run(train_and_evaluate(config, tmp_path / "moved"), whole)
 
 
