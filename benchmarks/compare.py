@@ -174,15 +174,16 @@ def summarize(
 ) -> dict[str, Row]:
     """Medians, and their ratios to ours and to the limit, by contestant."""
     parts = {
-        part: min((statistics.median(epochs[n]) for n in names if n in epochs), default=None)
+        part: min(statistics.median(epochs[name]) for name in names if name in epochs)
         for part, names in PARTS.items()
+        if any(name in epochs for name in names)
     }
     rows: dict[str, Row] = {
         name: {"epoch_seconds": statistics.median(seconds), "epochs": seconds}
         for name, seconds in epochs.items()
         if name in LABELS
     }
-    if None not in parts.values():
+    if len(parts) == len(PARTS):
         rows[LIMIT] = {"epoch_seconds": sum(parts.values()), **parts}
     for name, seen in processes.items():
         for field, values in zip(Process._fields, zip(*seen, strict=True), strict=True):

@@ -3,10 +3,10 @@
     python benchmarks/contestants.py NAME MNIST.npz               # one epoch a line on stdin
     python benchmarks/contestants.py NAME MNIST.npz --num-epochs 5  # all of it, then a test
 
-All get the same arrays (float32 rows in [0, 1], from this project's cache), take all 469 steps of an
-epoch, the last one of 96 examples, in a new random order, and watch the running loss and accuracy.
-Each is written as its own users would, and fast: none is fed slowly. The last four are the parts of
-the limit.
+All get the same arrays (float32 rows in [0, 1], from this project's cache), take all 469 steps of
+an epoch, the last one of 96 examples, in a new random order, and watch the running loss and
+accuracy. Each is written as its own users would, and fast: none is fed slowly. The last four are
+the parts of the limit.
 """
 
 import argparse

@@ -78,7 +78,7 @@ def normalize(images: UInt8[np.ndarray, "n 28 28"]) -> Float[np.ndarray, "n 784"
     On the host and once: XLA would make the division a multiplication, which differs in the last
     bit from what NumPy and Keras compute.
     """
-    return images.reshape(len(images), -1).astype(np.float32) / np.float32(255)
+    return np.divide(images.reshape(len(images), -1), np.float32(255), dtype=np.float32)
 
 
 def find_arrays(config: Config) -> tuple[str, Arrays]:

@@ -148,6 +148,7 @@ def test_an_interrupt_is_told_by_its_code_though_the_reader_left(
     assert process.wait() == train.INTERRUPTED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.02, 0.1, 0.4])
 def test_a_scheduler_may_repeat_its_sigterm(
     seconds: float, sample_dir: Path, tmp_path: Path
@@ -169,6 +170,7 @@ def test_a_scheduler_may_repeat_its_sigterm(
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_during_a_save_leaves_at_once(sample_dir: Path, tmp_path: Path) -> None:
     """One of Orbax's threads then waits for minutes, and Python for it."""
     arguments = command(tmp_path / "run", sample_dir)[3:]
@@ -201,6 +203,7 @@ def without_privileges(words: list[str]) -> list[str]:
     return ["setpriv", f"--bounding-set={capabilities}", f"--inh-caps={capabilities}", *words]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [0o000, 0o555])
 def test_a_folder_without_permission_is_one_line_and_loses_nothing(
     mode: int, sample_dir: Path, tmp_path: Path

@@ -31,7 +31,7 @@ MUTATIONS = {  # what breaks: the file, what stands there, what takes its place
         "jnp.where(mask, cross_entropy(logits, labels), 0.0)",
         "cross_entropy(logits, labels)",
     ),
-    "the division by 255 left out": ("input_pipeline.py", " / np.float32(255)", ""),
+    "the division by 255 left out": ("input_pipeline.py", "np.float32(255)", "np.float32(1)"),
     "relu replaced by gelu": ("model.py", "nn.relu", "nn.gelu"),
     "biases initialised to 0.1": (
         "model.py",
