@@ -40,7 +40,7 @@ class Dataset(NamedTuple):
     name: str
     """The dataset really had: `mnist_sample` where `mnist` could not be."""
     examples: Examples
-    """All of them, on the host."""
+    """All of them: on the host as they are loaded, then on the device."""
     splits: dict[str, range]
     """Which rows are `train`, `validation` (if any is held out) and `test`."""
 
