@@ -91,7 +91,7 @@ def find_arrays(config: Config) -> tuple[str, Arrays]:
             raise DataError(message) from error
         log.warning(
             f"mnist cannot be had: {error}\n"
-            "Training on the embedded sample instead: 5,000 digits, about 92 % in 5 epochs.\n"
+            "Training on the embedded sample instead: 5,000 digits, about 90 % in 5 epochs.\n"
             f"To train on MNIST itself:\n{REMEDIES}"
         )
     return "mnist_sample", load_arrays("mnist_sample", config)
