@@ -1,7 +1,7 @@
 """How the cost of an epoch grows with the batch, the network and the data.
 
     pip install -e ".[bench]"
-    python benchmarks/growth.py   # three minutes
+    python benchmarks/growth.py   # four minutes
 
 Prints the median of three warm epochs for each size, and writes growth.json and growth.png. Images
 are random numbers: no time depends on what is in them.
