@@ -2,7 +2,7 @@
 
     python benchmarks/start.py --data-dir ~/tensorflow_datasets
 
-The stages are those of `python -m mnist_jax.train`, in its order.
+The stages are those of `python -m mnist_jax.train`.
 """
 
 import os
