@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import logging
+import os
 import shutil
 import sys
 import tempfile
@@ -17,7 +18,7 @@ import jax
 import numpy as np
 
 from mnist_jax.config import differences
-from mnist_jax.errors import Interrupted, RunError
+from mnist_jax.errors import RunError
 from mnist_jax.metrics import Metrics
 from mnist_jax.steps import TrainState
 
@@ -122,12 +123,12 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             except (RunError, MemoryError, jax.errors.JaxRuntimeError):
                 raise
             except Exception as error:  # on damaged bytes, Orbax raises what it likes
-                path, reason = self.directory / str(step), str(error).partition(": ")[0]
-                if _is_refusal(error):
-                    raise RunError(f"{path} cannot be read: {reason}") from error
-                log.warning(f"{path} is damaged and not used: {reason}")
+                path = self.directory / str(step)
+                if refusal := _refusal(error, path):
+                    raise RunError(f"{path} cannot be read: {refusal}") from error
+                log.warning(f"{path} is damaged and not used: {str(error).partition(': ')[0]}")
                 continue
-            self._damaged, self._old = steps[:i], steps[i:][self._keep :]
+            self._damaged, self._old = steps[:i], steps[i + self._keep :]
             return progress
         if steps:
             raise RunError(f"no checkpoint in {self.directory} is intact; begin anew elsewhere")
@@ -193,16 +194,18 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         try:
             self.close()
         except RunError:
-            if error is None or isinstance(error, Interrupted):  # which says that all is saved
+            if error is None:
                 raise
 
 
-def _is_refusal(error: Exception) -> bool:
-    """Whether the system refused to read, which says nothing of the bytes."""
-    if isinstance(error, OSError):
-        missing = FileNotFoundError, NotADirectoryError, IsADirectoryError
-        return not isinstance(error, missing)
-    return str(error).startswith(("PERMISSION_DENIED", "RESOURCE_EXHAUSTED"))  # tensorstore's
+def _refusal(error: Exception, path: Path) -> str | None:
+    """Why the system refused to read the checkpoint, if it did: that says nothing of its bytes."""
+    for file in (path, *path.rglob("*")):  # Orbax takes for missing what it may not read
+        if not os.access(file, os.R_OK):
+            return f"no permission for {file}"
+    missing = FileNotFoundError, NotADirectoryError, IsADirectoryError
+    refused = isinstance(error, OSError) and not isinstance(error, missing)
+    return str(error) if refused or "RESOURCE_EXHAUSTED" in str(error) else None
 
 
 def _give_memory_back() -> None:

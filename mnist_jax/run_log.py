@@ -14,7 +14,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import rich.progress
-from rich.console import Console
 
 import mnist_jax
 from mnist_jax.config import CONFIG_FILE, Config, format_config
@@ -22,22 +21,16 @@ from mnist_jax.errors import ConfigError, Interrupted, RunError
 from mnist_jax.input_pipeline import Dataset
 from mnist_jax.metrics import Summary
 from mnist_jax.model import count_parameters
+from mnist_jax.runtime import console
 from mnist_jax.steps import TrainState
-from mnist_jax.workdir import check_folder, naming, new_folder, take_folder, write_whole
-
-
-class QuietConsole(Console):
-    """One whose reader may leave: at Ctrl-C `| tee` dies first, and the run must still be saved."""
-
-    def on_broken_pipe(self) -> None:
-        """Goes on in silence, where rich would exit."""
-        with contextlib.suppress(SystemExit):
-            super().on_broken_pipe()
-
-
-# Lines in a log file are as long as they are, and nothing is guessed to be a colour.
-console = QuietConsole(soft_wrap=True, highlight=False, markup=False)
-
+from mnist_jax.workdir import (
+    check_same_folder,
+    has_checkpoint,
+    lock_folder,
+    naming,
+    new_folder,
+    write_whole,
+)
 
 log = logging.getLogger(__name__)
 
@@ -62,19 +55,21 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
         self.history: list[dict[str, Any]] = []
         self._wanted = Path(os.path.expanduser(workdir)) if workdir else None
         self._lock: int | None = None
-        self._run: dict[str, Any] = {}
+        self._run: dict[str, Any] = {"saved": False}
         self._events: Any = None
         if self._wanted and self._wanted.exists():
             self.take_folder()
 
     def take_folder(self) -> Path:
         """Makes the folder, unless it is there, and returns it."""
-        if self._lock is None:
+        if self._lock is not None:
+            check_same_folder(self.workdir, self._lock)
+        else:
             self.workdir = self._wanted or new_folder()
             if self.workdir.is_file():
                 raise RunError(f"{self.workdir} is a file; name a folder with --workdir")
             self.workdir.mkdir(parents=True, exist_ok=True)
-            self._lock = take_folder(self.workdir, self.config)
+            self._lock = lock_folder(self.workdir, self.config)
         return self.workdir
 
     def with_recorded_dataset(self) -> Config:
@@ -91,15 +86,22 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
 
     def _recorded(self) -> dict[str, Any]:
         """What run.json says; nothing, if it is damaged or not there."""
-        with contextlib.suppress(ValueError, FileNotFoundError):
+        try:
             recorded = json.loads((self.workdir / "run.json").read_text())
-            return recorded if isinstance(recorded, dict) else {}
-        return {}
+        except (ValueError, FileNotFoundError):
+            return {}
+        return recorded if isinstance(recorded, dict) else {}
 
     def check_folder(self) -> None:
-        """Raises RunError if the folder was moved or removed: Orbax would make another there."""
-        assert self._lock is not None
-        check_folder(self.workdir, self._lock)
+        """Notes the first checkpoint, so that its loss would not pass for a new beginning.
+
+        Raises:
+            RunError: the folder was moved or removed; Orbax would make another in its place.
+        """
+        self.take_folder()
+        if not self._run["saved"] and has_checkpoint(self.workdir):
+            self._run["saved"] = True
+            self._write_json("run.json", self._run)
 
     def start(
         self, dataset: Dataset, model: nn.Module, state: TrainState, history: list[dict[str, Any]]
@@ -107,11 +109,11 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
         """Records and says what will run, on what, and after which step and epochs.
 
         Raises:
-            RunError: the checkpoints that there were are lost.
+            RunError: the checkpoints that there were are lost; or it has more epochs already.
         """
         config, device, step = self.config, jax.devices()[0], int(state.step)
         begun = (self.workdir / "run.json").exists()
-        self._rewrite_metrics(step, history)
+        self._check_history(step, history)
         devices = f"{device.platform} device 1 of {jax.device_count()} ({device.device_kind})"
         versions = {"mnist_jax": mnist_jax.__version__, "jax": jax.__version__}
         sizes = {split: len(rows) for split, rows in dataset.splits.items()}
@@ -126,12 +128,20 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
         elif step:
             console.print(f"Continuing {self.workdir} after step {step:,}")
         elif begun:
-            console.print(f"{self.workdir} has no checkpoint yet: beginning anew")
-        self.history = history
-        self._run = {"dataset": dataset.name, **sizes, **versions, "devices": devices}
-        self._run["saved"] = step > 0
+            console.print(f"{self.workdir} has no checkpoint: beginning anew")
+        # First of all: by this file a folder is known to hold a run.
         write_whole(self.workdir / CONFIG_FILE, format_config(config))
-        self._write_json("run.json", {**self._run, "status": "running"})
+        self._rewrite_metrics(history)
+        self.history = history
+        state_of_run = {"saved": step > 0, "status": "running"}
+        self._run = {
+            "dataset": dataset.name,
+            **sizes,
+            **versions,
+            "devices": devices,
+            **state_of_run,
+        }
+        self._write_json("run.json", self._run)
         if not finished:
             (self.workdir / "result.json").unlink(missing_ok=True)
         if config.tensorboard:
@@ -139,19 +149,29 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
 
             self._events = SummaryWriter(str(self.workdir), purge_step=step + 1)
 
-    def _rewrite_metrics(self, step: int, history: list[dict[str, Any]]) -> None:
-        """Writes metrics.jsonl as the checkpoint knows it: the file may be ahead, or damaged."""
-        path = self.workdir / "metrics.jsonl"
-        found = path.read_text(errors="replace") if path.exists() else ""
-        # The line of an epoch is written when the checkpoint before it is: the second proves one.
+    def _check_history(self, step: int, history: list[dict[str, Any]]) -> None:
+        """Raises RunError if the run cannot be that of a checkpoint with `step` and `history`."""
         finished = (self.workdir / "result.json").exists()
-        if not step and (found.count("\n") > 1 or finished or self._recorded().get("saved")):
+        # The line of an epoch is written when the checkpoint before it is: the second proves one.
+        lines = self._read_metrics().count("\n")
+        if not step and (lines > 1 or finished or self._recorded().get("saved")):
             raise RunError(f"{self.workdir} has lost its checkpoints; name another --workdir")
-        if len(history) > self.config.num_epochs:
-            raise RunError(f"{self.workdir} has {len(history)} epochs already; ask for more")
+        epochs = len(history) + (step > (history[-1]["step"] if history else 0))
+        if epochs > self.config.num_epochs:
+            raise RunError(f"{self.workdir} is in epoch {epochs} already; ask for as many")
+
+    def _read_metrics(self) -> str:
+        path = self.workdir / "metrics.jsonl"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def _rewrite_metrics(self, history: list[dict[str, Any]]) -> None:
+        """Writes metrics.jsonl as the checkpoint knows it: the file may be ahead, or damaged."""
+        path, found = self.workdir / "metrics.jsonl", self._read_metrics()
         known = "".join(json.dumps(record) + "\n" for record in history)
         if not found.startswith(known):
             log.warning(f"{path} was damaged; it is written anew, nothing is lost.")
+        elif found.count("\n") > len(history) + 1:  # the last one may not have been saved yet
+            log.warning(f"{self.workdir} has lost its checkpoints after epoch {len(history)}.")
         write_whole(path, known)
 
     @contextlib.contextmanager
@@ -173,6 +193,7 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
         self, epoch: int, step: int, summaries: dict[str, Summary], seconds: float
     ) -> None:
         """Records and says an epoch's metrics: `summaries` by their names."""
+        self.check_folder()
         record = {"epoch": epoch, "step": step, **_flatten(summaries), "seconds": seconds}
         self.history.append(record)
         path = self.workdir / "metrics.jsonl"
@@ -186,6 +207,7 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
 
     def finish(self, train: Summary, test: Summary) -> None:
         """Records and says the result: metrics of the final parameters."""
+        self.check_folder()
         self._write_json("result.json", _flatten({"train": train, "test": test}))
         gap = 100 * (train.accuracy - test.accuracy)
         console.print(
@@ -202,19 +224,17 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
         traceback: TracebackType | None,
     ) -> None:
         """Records how the run stands, and leaves the folder to others."""
-        self._run["status"] = "finished"
-        if error is None or isinstance(error, Interrupted):
-            self._run["saved"] = True
-        if isinstance(error, Interrupted | KeyboardInterrupt | SystemExit):
-            self._run["status"] = "interrupted"
-        elif error:
-            self._run |= {"status": "failed", "error": str(error)}
         try:
+            if "status" in self._run:  # it had begun
+                self.check_folder()  # what is there by now may be another run's
+                self._run["status"] = "finished"
+                if isinstance(error, Interrupted | KeyboardInterrupt | SystemExit):
+                    self._run["status"] = "interrupted"
+                elif error:
+                    self._run |= {"status": "failed", "error": str(error)}
+                self._write_json("run.json", self._run)
             if self._events:
                 self._events.close()
-            if "dataset" in self._run:  # it had begun
-                self.check_folder()  # what is there by now may be another run's
-                self._write_json("run.json", self._run)
         except (OSError, RunError):
             if not error:  # else the disk may be full, as `error` says
                 raise
@@ -244,12 +264,3 @@ def _describe(name: str, summary: Summary) -> str:
 
 def _percent(summary: Summary) -> str:
     return f"{100 * summary.accuracy:.2f} % ({summary.correct:,} of {summary.count:,})"
-
-
-def show_log_messages() -> None:
-    """For a program: prints the package's log messages, and silences those of its libraries."""
-    logging.basicConfig(format="%(levelname)s: %(message)s")
-    logging.getLogger("mnist_jax").setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(
-        logging.CRITICAL
-    )  # TFDS advertises OpenCV; Orbax logs what it raises

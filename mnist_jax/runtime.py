@@ -1,7 +1,8 @@
-"""The process that a run is in: its signals, its device, its compilation cache."""
+"""The process that a run is in: its signals, its output, its device, its compilation cache."""
 
 import contextlib
 import hashlib
+import logging
 import os
 import platform
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
+from rich.console import Console
 
 from mnist_jax.errors import RunError
 
@@ -29,7 +31,7 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
         """Begins; in any thread but the main one, which alone gets signals, it does nothing."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._note)
+                self._previous.setdefault(number, signal.signal(number, self._note))
 
     def _note(self, number: int, frame: object) -> None:
         if self.received and number == signal.SIGINT:
@@ -54,6 +56,27 @@ def exit_at_once(code: int) -> NoReturn:
         with contextlib.suppress(OSError):  # its reader has left
             stream.flush()
     os._exit(code)
+
+
+class QuietConsole(Console):
+    """One whose reader may leave: at Ctrl-C `| tee` dies first, and the run must still be saved."""
+
+    def on_broken_pipe(self) -> None:
+        """Goes on in silence, where rich would exit."""
+        with contextlib.suppress(SystemExit):
+            super().on_broken_pipe()
+
+
+# Lines in a log file are as long as they are, and nothing is guessed to be a colour.
+console = QuietConsole(soft_wrap=True, highlight=False, markup=False)
+
+
+def show_log_messages() -> None:
+    """For a program: prints the package's log messages, and silences those of its libraries."""
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    logging.getLogger("mnist_jax").setLevel(logging.INFO)
+    # TFDS advertises OpenCV; Orbax logs what it raises.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def print_error(message: object) -> None:

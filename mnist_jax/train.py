@@ -30,13 +30,14 @@ from mnist_jax.input_pipeline import Dataset, batch_rows, epoch_order, load_data
 from mnist_jax.metrics import Metrics, Summary, summarize
 from mnist_jax.model import make_model
 from mnist_jax.optimizer import make_optimizer
-from mnist_jax.run_log import RunLog, show_log_messages
+from mnist_jax.run_log import RunLog
 from mnist_jax.runtime import (
     Signals,
     check_device,
     enable_compilation_cache,
     exit_at_once,
     print_error,
+    show_log_messages,
 )
 from mnist_jax.steps import Examples, TrainState, empty_metrics, evaluate, init_state, train_steps
 
@@ -83,7 +84,8 @@ def train_and_evaluate(
         config: the run.
         workdir: the folder (see RunLog for what it gets). What is there is continued, to the same
             bits as if it had never stopped. None: a new runs/DATE-TIME.
-        signals: for a program, which wants them deferred until its end.
+        signals: for a program: they stay deferred, so that a repeated SIGTERM cannot change its
+            exit code.
 
     Raises:
         ConfigError, RunError: as their messages say.
@@ -112,7 +114,6 @@ def train_and_evaluate(
                     f"The last good checkpoint: {checkpoints.newest()}"
                 ) from error
             checkpoints.wait()  # nothing is announced that is not on the disk
-            log.check_folder()
             log.finish(train_summary, test_summary)
     return Result(dataset.name, state, log.history, train_summary, test_summary, log.workdir)
 
@@ -166,7 +167,7 @@ def train(
                 if step < num_steps and (due or signals.received):
                     checkpoints.save(Progress(state, metrics, log.history))
                     saved = int(state.step)
-                    stop_if(signals, log)
+                    stop_if(signals, checkpoints, log)
         summaries = {"running_train": summarize(metrics), shown: evaluate_split(task, state, shown)}
         metrics = empty_metrics(num_steps)
         checkpoints.wait()
@@ -174,7 +175,7 @@ def train(
         checkpoints.save(Progress(state, metrics, log.history))
         saved = int(state.step)
         if epoch < config.num_epochs:
-            stop_if(signals, log)
+            stop_if(signals, checkpoints, log)
     return state
 
 
@@ -214,9 +215,11 @@ def evaluate_split(task: Task, state: TrainState, split: str) -> Summary:
     return summary
 
 
-def stop_if(signals: Signals, log: RunLog) -> None:
-    """Raises Interrupted if a signal came; a save of everything must have begun."""
+def stop_if(signals: Signals, checkpoints: Checkpoints, log: RunLog) -> None:
+    """Raises Interrupted if a signal came, once what was done till then is saved."""
     if signals.received:
+        checkpoints.wait()
+        log.check_folder()
         folder = shlex.quote(str(log.workdir))
         raise Interrupted(f"interrupted; to go on, name the folder: --workdir {folder}")
 
@@ -233,10 +236,12 @@ def run(config: Config, workdir: Path | None, signals: Signals | None = None) ->
     except (RunError, OSError) as error:
         print_error(f"error: {error}")
         return 1
-    except jax.errors.JaxRuntimeError as error:
-        if not re.search("RESOURCE_EXHAUSTED|out of memory", str(error), re.IGNORECASE):
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        reason = str(error).partition("\n")[0]
+        memory = re.search("RESOURCE_EXHAUSTED|out of memory", reason, re.IGNORECASE)
+        if not memory and not isinstance(error, MemoryError):
             raise
-        print_error(f"error: too large a network or batch for the device: {error}")
+        print_error(f"error: not enough memory for the network, the batch or the data: {reason}")
         return 1
     except Interrupted as error:
         print_error(error)

@@ -29,7 +29,7 @@ def new_folder() -> Path:
             name += "_"
 
 
-def take_folder(path: Path, config: Config) -> int:
+def lock_folder(path: Path, config: Config) -> int:
     """Locks `path`, an empty folder or one with a run, for `config`; returns the lock's descriptor.
 
     Raises:
@@ -64,12 +64,17 @@ def _lock(path: Path) -> int:
     return descriptor
 
 
-def check_folder(path: Path, lock: int) -> None:
+def check_same_folder(path: Path, lock: int) -> None:
     """Raises RunError unless `path` is still the folder that was locked."""
     with contextlib.suppress(FileNotFoundError):
         if os.path.samestat(path.stat(), os.fstat(lock)):
             return
     raise RunError(f"{path} was moved or removed during the run; to go on, name where it is")
+
+
+def has_checkpoint(path: Path) -> bool:
+    """Whether there is one: folders that are named after steps are whole."""
+    return any(entry.name.isdigit() for entry in path.glob("checkpoints/*"))
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -131,19 +131,24 @@ def test_a_reader_that_leaves_stops_no_run(sample_dir: Path, tmp_path: Path) -> 
     assert len(read_history(tmp_path / "run")) == EPOCHS
 
 
+def start(workdir: Path, sample_dir: Path) -> subprocess.Popen[str]:
+    """Starts a run; returns after its first epoch."""
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command(workdir, sample_dir), stdout=pipe, stderr=pipe, text=True)
+    assert process.stdout
+    assert any(line.startswith("epoch") for line in process.stdout)
+    return process
+
+
 def test_an_interrupt_is_told_by_its_code_though_the_reader_left(
     sample_dir: Path, tmp_path: Path
 ) -> None:
     """As at Ctrl-C with `2>&1 | tee`."""
-    process = subprocess.Popen(
-        command(tmp_path / "run", sample_dir),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = start(tmp_path / "run", sample_dir)
     assert process.stdout
-    assert any(line.startswith("epoch") for line in process.stdout)
+    assert process.stderr
     process.stdout.close()
+    process.stderr.close()
     process.send_signal(signal.SIGINT)
     assert process.wait() == train.INTERRUPTED
 
@@ -153,14 +158,7 @@ def test_an_interrupt_is_told_by_its_code_though_the_reader_left(
 def test_a_scheduler_may_repeat_its_sigterm(
     seconds: float, sample_dir: Path, tmp_path: Path
 ) -> None:
-    process = subprocess.Popen(
-        command(tmp_path / "run", sample_dir),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout
-    assert any(line.startswith("epoch") for line in process.stdout)
+    process = start(tmp_path / "run", sample_dir)
     while process.poll() is None:
         process.send_signal(signal.SIGTERM)
         time.sleep(seconds)
@@ -204,21 +202,29 @@ def without_privileges(words: list[str]) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", [0o000, 0o555])
-def test_a_folder_without_permission_is_one_line_and_loses_nothing(
-    mode: int, sample_dir: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("closed", "mode"),
+    [
+        ("64", 0o000),
+        ("64/arrays", 0o000),
+        ("64/record", 0o000),
+        ("64/arrays/manifest.ocdbt", 0o000),
+        ("", 0o555),
+    ],
+)
+def test_checkpoints_without_permission_are_one_line_and_lose_nothing(
+    closed: str, mode: int, sample_dir: Path, tmp_path: Path
 ) -> None:
     words = [*command(tmp_path / "run", sample_dir), "--num-epochs"]
     subprocess.run([*words, "2"], check=True, capture_output=True)
     checkpoints = tmp_path / "run" / "checkpoints"
-    # Without the right to read the newest, or to write beside it.
-    closed = checkpoints if mode else checkpoints / "64" / "arrays" / "manifest.ocdbt"
-    before, allowed = sorted(checkpoints.iterdir()), closed.stat().st_mode
-    closed.chmod(mode)
+    path = checkpoints / closed
+    before, allowed = sorted(checkpoints.iterdir()), path.stat().st_mode
+    path.chmod(mode)
     process = subprocess.run(
         without_privileges([*words, "3"]), capture_output=True, text=True, check=False
     )
-    closed.chmod(allowed)
+    path.chmod(allowed)
     assert process.returncode == 1
     (line,) = process.stderr.splitlines()
     assert "permission" in line.lower()

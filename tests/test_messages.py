@@ -20,7 +20,7 @@ from mnist_jax import train
 from mnist_jax.config import Config, load_config, parse_args
 from mnist_jax.errors import Interrupted
 from mnist_jax.train import train_and_evaluate
-from mnist_jax.workdir import take_folder
+from mnist_jax.workdir import lock_folder
 from tests.test_datasets import SAMPLE, TEST, TRAIN
 
 TABLE = Path(__file__).parent.parent / "docs" / "messages.md"
@@ -74,7 +74,7 @@ def damage(*steps: int) -> None:
 
 
 def occupy() -> None:
-    os.environ["KEEP"] = str(take_folder(Path("run"), load_config("run/config.json")))
+    os.environ["KEEP"] = str(lock_folder(Path("run"), load_config("run/config.json")))
 
 
 def mount(size: str, *options: str) -> None:

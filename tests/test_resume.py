@@ -1,19 +1,22 @@
 """Runs that are stopped and go on: the same bits as if they had never stopped."""
 
+import contextlib
 import json
 import os
 import shlex
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import chex
 import pytest
 
-from mnist_jax import input_pipeline, train
+from mnist_jax import input_pipeline, run_log, train
 from mnist_jax.config import Config, load_config
 from mnist_jax.errors import ConfigError, Interrupted, RunError
 from mnist_jax.train import Result, train_and_evaluate
@@ -55,12 +58,20 @@ def after_chunk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], 
     return arrange
 
 
-def replace(config: Config, **changes: Any) -> Config:
-    return Config(**{**vars(config), **changes})
-
-
 def terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture
+def interrupt(after_chunk: Any) -> Callable[[Config, Path, int], None]:
+    """`interrupt(config, workdir, n)` runs, with a SIGTERM in the n-th chunk."""
+
+    def run(config: Config, workdir: Path, n: int) -> None:
+        after_chunk(n, terminate)
+        with pytest.raises(Interrupted):
+            train_and_evaluate(config, workdir)
+
+    return run
 
 
 def crash() -> None:
@@ -160,23 +171,42 @@ def test_a_crash_loses_only_what_is_after_the_newest_checkpoint(
     assert_same_run(train_and_evaluate(config, tmp_path), whole)
     said = f"Continuing {tmp_path} after step {step}\n"
     if not step:
-        said = f"{tmp_path} has no checkpoint yet: beginning anew\n"
+        said = f"{tmp_path} has no checkpoint: beginning anew\n"
     assert said in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["load_dataset", "train_steps", "evaluate", "stop_if"])
 def test_a_folder_moved_during_the_run_stops_it(
-    config: Config, whole: Result, after_chunk: Any, tmp_path: Path
+    name: str, config: Config, whole: Result, after_chunk: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
+    """While the data loads, in a chunk, before an evaluation, or after a signal."""
     here = tmp_path / "run"
+    here.mkdir()
 
     def move() -> None:
-        here.rename(tmp_path / "moved")
-        (here / "checkpoints").mkdir(parents=True)  # Orbax does, if it is just about to write
+        if here.exists() and not (tmp_path / "moved").exists():
+            while list(here.glob("checkpoints/*tmp*")):  # a save in flight would fail, and say so
+                time.sleep(0.01)
+            here.rename(tmp_path / "moved")
+            (here / "checkpoints").mkdir(parents=True)  # Orbax does, if it is about to write
 
-    after_chunk(6, move)
+    if name == "train_steps":
+        after_chunk(6, move)
+    else:
+        function = getattr(train, name)
+
+        def moving(*args: Any, **kwargs: Any) -> Any:
+            if name != "stop_if" or args[0].received:
+                move()
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(train, name, moving)
+        after_chunk(6, terminate)
     with pytest.raises(RunError, match=f"{here} was moved or removed during the run"):
         train_and_evaluate(config, here)
-    assert not (here / "run.json").exists()  # it is not ours any more
+    assert os.listdir(here) == ["checkpoints"]  # it is not ours any more
+    assert not os.listdir(here / "checkpoints")
+    monkeypatch.undo()
     assert_same_run(train_and_evaluate(config, tmp_path / "moved"), whole)
 
 
@@ -220,12 +250,10 @@ def test_another_config_is_refused_field_by_field(
     then: dict[str, Any],
     message: str,
     config: Config,
-    after_chunk: Any,
+    interrupt: Any,
     tmp_path: Path,
 ) -> None:
-    after_chunk(5, terminate)
-    with pytest.raises(Interrupted):
-        train_and_evaluate(replace(config, **first), tmp_path)
+    interrupt(replace(config, **first), tmp_path, 5)
     before = snapshot(tmp_path)
     with pytest.raises(ConfigError, match=message):
         train_and_evaluate(replace(config, **{**first, **then}), tmp_path)
@@ -233,11 +261,9 @@ def test_another_config_is_refused_field_by_field(
 
 
 def test_settings_that_change_no_number_may_differ(
-    config: Config, whole: Result, after_chunk: Any, tmp_path: Path
+    config: Config, whole: Result, interrupt: Any, tmp_path: Path
 ) -> None:
-    after_chunk(5, terminate)
-    with pytest.raises(Interrupted):
-        train_and_evaluate(config, tmp_path)
+    interrupt(config, tmp_path, 5)
     other = replace(config, steps_per_chunk=7, keep=1, checkpoint_every_steps=5, tensorboard=True)
     result = train_and_evaluate(other, tmp_path)
     chex.assert_trees_all_equal(result.state, whole.state)
@@ -246,11 +272,9 @@ def test_settings_that_change_no_number_may_differ(
 
 
 def test_a_config_changed_behind_the_checkpoints_is_refused(
-    config: Config, after_chunk: Any, tmp_path: Path
+    config: Config, interrupt: Any, tmp_path: Path
 ) -> None:
-    after_chunk(5, terminate)
-    with pytest.raises(Interrupted):
-        train_and_evaluate(config, tmp_path)
+    interrupt(config, tmp_path, 5)
     path = tmp_path / "config.json"
     path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
     before = snapshot(tmp_path)
@@ -259,26 +283,31 @@ def test_a_config_changed_behind_the_checkpoints_is_refused(
     assert snapshot(tmp_path) == before
 
 
-def test_epochs_taken_out_of_the_config_are_refused(config: Config, tmp_path: Path) -> None:
+@pytest.mark.parametrize("chunks", [5, 8])
+def test_epochs_taken_out_of_the_config_are_refused(
+    chunks: int, config: Config, interrupt: Any, tmp_path: Path
+) -> None:
+    """In the middle of the second epoch or, by a signal too late for that, after it."""
     config = replace(config, checkpoint_every_steps=20)
-    train_and_evaluate(config, tmp_path)
+    if chunks < 8:
+        interrupt(config, tmp_path, chunks)
+    else:
+        train_and_evaluate(config, tmp_path)
     path = tmp_path / "config.json"
     path.write_text(path.read_text().replace('"num_epochs": 2', '"num_epochs": 1'))
     before = snapshot(tmp_path)
-    with pytest.raises(RunError, match=f"{tmp_path} has 2 epochs already"):
+    with pytest.raises(RunError, match=f"{tmp_path} is in epoch 2 already"):
         train_and_evaluate(replace(load_config(path), keep=1), tmp_path)
     assert snapshot(tmp_path) == before
 
 
 def test_a_run_that_fell_back_on_the_sample_goes_on_with_it(
-    config: Config, after_chunk: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, interrupt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though mnist can be had by now: made up here, of the sample's images upside down."""
     config = replace(config, dataset="mnist")
     whole = train_and_evaluate(config, tmp_path / "whole")
-    after_chunk(5, terminate)
-    with pytest.raises(Interrupted):
-        train_and_evaluate(config, tmp_path / "run")
+    interrupt(config, tmp_path / "run", 5)
     load_arrays = input_pipeline.load_arrays
 
     def with_mnist(name: str, config: Config) -> Any:
@@ -301,35 +330,44 @@ def test_a_run_that_fell_back_on_the_sample_goes_on_with_it(
 
 @pytest.mark.parametrize("text", ["", '{"epoch": 1, "ste', "\x00" * 50, None])
 def test_metrics_cut_off_or_flipped_are_written_anew(
-    text: str | None, config: Config, whole: Result, after_chunk: Any, tmp_path: Path
+    text: str | None, config: Config, whole: Result, interrupt: Any, tmp_path: Path
 ) -> None:
-    after_chunk(6, terminate)
-    with pytest.raises(Interrupted):
-        train_and_evaluate(config, tmp_path)
+    interrupt(config, tmp_path, 6)
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text().replace("1", "7") if text is None else text)
     assert_same_run(train_and_evaluate(config, tmp_path), whole)
 
 
-def test_lost_checkpoints_are_no_reason_to_begin_anew(config: Config, tmp_path: Path) -> None:
-    train_and_evaluate(config, tmp_path)
-    for path in sorted((tmp_path / "checkpoints").rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
+@pytest.mark.parametrize("end", [None, crash, terminate])
+@pytest.mark.parametrize("chunks", [2, 6])
+def test_lost_checkpoints_are_no_reason_to_begin_anew(
+    chunks: int, end: Any, config: Config, after_chunk: Any, tmp_path: Path
+) -> None:
+    """However the run ended: at its end, or in its first or second epoch."""
+    config = replace(config, checkpoint_every_steps=CHUNK)
+    if end:
+        after_chunk(chunks, end)
+    with pytest.raises((Interrupted, ZeroDivisionError)) if end else contextlib.nullcontext():
+        train_and_evaluate(config, tmp_path)
+    for path in (tmp_path / "checkpoints").iterdir():
+        shutil.rmtree(path)
     before = snapshot(tmp_path)
     with pytest.raises(RunError, match=f"{tmp_path} has lost its checkpoints"):
         train_and_evaluate(config, tmp_path)
     assert snapshot(tmp_path) == before
 
 
-def test_what_an_interrupted_run_saved_must_be_there(
-    config: Config, after_chunk: Any, tmp_path: Path
+def test_lost_checkpoints_are_named_where_older_ones_are_left(
+    config: Config, whole: Result, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    after_chunk(2, terminate)
-    with pytest.raises(Interrupted):
-        train_and_evaluate(config, tmp_path)
-    shutil.rmtree(tmp_path / "checkpoints")
-    with pytest.raises(RunError, match="has lost its checkpoints"):
-        train_and_evaluate(config, tmp_path)
+    longer = replace(config, num_epochs=4)
+    train_and_evaluate(longer, tmp_path)
+    for step in (96, 128):
+        shutil.rmtree(tmp_path / "checkpoints" / str(step))
+    expected = (tmp_path / "result.json").read_text()
+    train_and_evaluate(longer, tmp_path)
+    assert f"{tmp_path} has lost its checkpoints after epoch 2" in caplog.text
+    assert (tmp_path / "result.json").read_text() == expected
 
 
 def test_the_folder_to_go_on_with_can_be_pasted_into_a_shell(
@@ -341,21 +379,10 @@ def test_the_folder_to_go_on_with_can_be_pasted_into_a_shell(
     assert shlex.split(str(caught.value))[-2:] == ["--workdir", f"{tmp_path}/it's my run"]
 
 
-def test_one_finished_epoch_without_its_checkpoint_is_refused(
-    config: Config, tmp_path: Path
-) -> None:
-    train_and_evaluate(replace(config, num_epochs=1), tmp_path)
-    shutil.rmtree(tmp_path / "checkpoints")
-    with pytest.raises(RunError, match="has lost its checkpoints"):
-        train_and_evaluate(replace(config, num_epochs=1), tmp_path)
-
-
 def test_other_examples_of_the_same_name_are_refused(
-    config: Config, after_chunk: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, interrupt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    after_chunk(5, terminate)
-    with pytest.raises(Interrupted):
-        train_and_evaluate(config, tmp_path)
+    interrupt(config, tmp_path, 5)
     dataset = train.load_dataset(config)
     images = dataset.examples.images.copy()
     images[17, 300] += 0.5
@@ -416,6 +443,28 @@ def test_a_run_can_be_in_any_thread(config: Config, whole: Result, tmp_path: Pat
     thread.start()
     thread.join()
     assert_same_run(results[0], whole)
+
+
+def test_a_run_may_be_killed_at_each_of_its_first_writes(
+    config: Config, whole: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_whole, left = run_log.write_whole, 0
+
+    def write_some(*args: Any) -> None:
+        nonlocal left
+        if not left:
+            raise OSError("killed")
+        left -= 1
+        write_whole(*args)
+
+    monkeypatch.setattr(run_log, "write_whole", write_some)
+    for survived in range(3):
+        left = survived
+        with pytest.raises(OSError, match="killed"):
+            train_and_evaluate(config, tmp_path)
+        assert len(list(tmp_path.glob("*.json*"))) == survived
+    monkeypatch.undo()
+    assert_same_run(train_and_evaluate(config, tmp_path), whole)
 
 
 def test_what_a_killed_process_left_half_written_is_removed(

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,6 @@ def config(sample_dir: Path) -> Config:
 @pytest.fixture(scope="session")
 def result(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Result:
     return train_and_evaluate(config, tmp_path_factory.mktemp("runs") / "first")
-
-
-def replace(config: Config, **changes: Any) -> Config:
-    return Config(**{**vars(config), **changes})
 
 
 def without_seconds(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -296,7 +293,8 @@ def test_a_batch_may_be_larger_than_the_dataset(config: Config, tmp_path: Path) 
         (ConfigError("install .[tensorboard]"), 2, "install .[tensorboard]"),
         (RunError("the data is gone"), 1, "error: the data is gone"),
         (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device"),
-        (jax.errors.JaxRuntimeError("Out of memory allocating 9 bytes"), 1, "too large a network"),
+        (jax.errors.JaxRuntimeError("out of memory\nby ..."), 1, "error: not enough memory"),
+        (MemoryError("Unable to allocate 9 GiB"), 1, "error: not enough memory"),
         (Interrupted("interrupted; to go on"), 75, "interrupted; to go on"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
