@@ -2,13 +2,21 @@
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mnist_jax.config import Config
-from mnist_jax.model import MLP, count_parameters, make_model, predict_logits, predict_probabilities
+from mnist_jax.model import (
+    MLP,
+    count_parameters,
+    glorot_uniform,
+    make_model,
+    predict_logits,
+    predict_probabilities,
+)
 from tests import oracle
 
 
@@ -59,6 +67,12 @@ def test_kernels_are_glorot_uniform_and_biases_zero(layer: str) -> None:
     np.testing.assert_allclose(kernel.var(), bound**2 / 3, rtol=0.05)
     np.testing.assert_allclose((kernel**4).mean(), bound**4 / 5, rtol=0.05)
     assert not bias.any()
+
+
+def test_kernels_are_those_of_flax() -> None:
+    key = jax.random.key(7)
+    expected = nn.initializers.glorot_uniform()(key, (512, 10))
+    np.testing.assert_array_equal(glorot_uniform(key, (512, 10)), expected)
 
 
 @pytest.mark.parametrize(

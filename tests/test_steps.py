@@ -67,7 +67,10 @@ def test_padding_of_a_batch_has_no_influence() -> None:
     padded, metrics = jit_step(
         new_state(), take_batch(EXAMPLES, jnp.array([4, -1, 9, 2, -1])), **STATIC
     )
-    chex.assert_trees_all_close(padded, short, rtol=1e-6)
+    for with_padding, without in zip(*map(jax.tree.leaves, (padded, short)), strict=True):
+        # Of the largest entry: where terms cancel, the rounding errors of the terms remain.
+        atol = 1e-6 * float(jnp.abs(without).max())
+        np.testing.assert_allclose(with_padding, without, rtol=1e-6, atol=atol)
     assert metrics.count == 3
 
 
