@@ -73,6 +73,8 @@ def draw(measured: dict[str, dict[int, float]], path: Path) -> None:
             axis.loglog(sizes, seconds[-1] * sizes / sizes[-1], "--", color="0.5", label="linear")
             axis.legend(frameon=False)
         axis.set_xlabel(name.replace("_", " "))
+        axis.set_xticks(sizes[:: len(sizes) // 4], [f"{n:,}" for n in sizes[:: len(sizes) // 4]])
+        axis.minorticks_off()
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("seconds an epoch")
     fig.savefig(path, dpi=150)
