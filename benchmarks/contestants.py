@@ -56,18 +56,19 @@ def mnist_jax(data: Data) -> Contestant:
     from mnist_jax import train
     from mnist_jax.config import Config
     from mnist_jax.input_pipeline import Dataset
-    from mnist_jax.steps import Examples, empty_metrics
+    from mnist_jax.sharding import make_mesh
+    from mnist_jax.steps import Examples
 
     examples = Examples(*(np.concatenate(pair) for pair in (data[::2], data[1::2])))
     num_train = len(data.train_labels)
     splits = {"train": range(num_train), "test": range(num_train, len(examples.labels))}
-    task, state = train.set_up(Config(), Dataset("mnist", examples, splits))
+    task, state = train.set_up(Config(), Dataset("mnist", examples, splits), make_mesh())
     epoch = 0
 
     def train_epoch() -> None:
         nonlocal state, epoch
         epoch += 1
-        chunks = train.train_epoch(task, state, empty_metrics(task.num_steps), epoch)
+        chunks = train.train_epoch(task, state, train.new_metrics(task), epoch)
         for state, _, _ in chunks:
             pass
         jax.block_until_ready(state)

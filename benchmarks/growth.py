@@ -18,8 +18,9 @@ import numpy as np
 
 from mnist_jax.config import Config
 from mnist_jax.input_pipeline import Dataset
-from mnist_jax.steps import Examples, empty_metrics
-from mnist_jax.train import set_up, train_epoch
+from mnist_jax.sharding import make_mesh
+from mnist_jax.steps import Examples
+from mnist_jax.train import new_metrics, set_up, train_epoch
 
 HERE = Path(__file__).parent
 SIZES = {
@@ -49,11 +50,11 @@ def time_epoch(batch_size: int = 128, hidden_size: int = 512, examples: int = 60
     # As many examples a chunk whatever the batch: a chunk's own cost is not what is measured.
     chunk = max(1, 64 * 128 // batch_size)
     config = replace(Config(), batch_size=batch_size, hidden_sizes=(hidden_size,))
-    task, state = set_up(replace(config, steps_per_chunk=chunk), dataset)
+    task, state = set_up(replace(config, steps_per_chunk=chunk), dataset, make_mesh())
     seconds = []
     for epoch in range(1, 5):
         started = time.perf_counter()
-        chunks = train_epoch(task, state, empty_metrics(task.num_steps), epoch)
+        chunks = train_epoch(task, state, new_metrics(task), epoch)
         for state, _, _ in chunks:
             pass
         jax.block_until_ready(state)

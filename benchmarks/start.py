@@ -43,7 +43,7 @@ def run_stages() -> None:
         last = now
 
     lap("Python")
-    from mnist_jax.config import parse_args
+    from mnist_jax.command_line import parse_args
 
     config, _ = parse_args()
     lap("tyro, the settings")
@@ -55,13 +55,13 @@ def run_stages() -> None:
     import optax  # noqa: F401
 
     lap("flax, optax")
-    from mnist_jax import checkpoint, input_pipeline, runtime, steps, train
+    from mnist_jax import checkpoint, input_pipeline, runtime, sharding, steps, train
 
     runtime.enable_compilation_cache()
     lap("the package")
     dataset = input_pipeline.load_dataset(config)
     lap("data: the decoded cache, normalised")
-    task, state = jax.block_until_ready(train.set_up(config, dataset))
+    task, state = jax.block_until_ready(train.set_up(config, dataset, sharding.make_mesh()))
     lap("data to the device, first parameters")
     description = train.describe_dataset(dataset)
     lap("checksum of the data")
@@ -71,7 +71,7 @@ def run_stages() -> None:
         order = input_pipeline.epoch_order(
             task.order_key, 1, len(task.splits["train"]), task.batch_size
         )
-        metrics = steps.empty_metrics(task.num_steps)
+        metrics = train.new_metrics(task)
         static = {"model": task.model, "tx": task.tx}
         jax.block_until_ready(
             steps.train_steps(state, metrics, task.examples, order, 0, 1, **static)

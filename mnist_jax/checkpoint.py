@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from mnist_jax.config import differences
 from mnist_jax.errors import RunError
 from mnist_jax.metrics import Metrics
+from mnist_jax.sharding import LOST, is_loss
 from mnist_jax.steps import TrainState
 
 log = logging.getLogger(__name__)
@@ -55,7 +57,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         self._origin = _as_json(origin)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         try:
-            self.directory.mkdir(exist_ok=True)
+            self.directory.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.directory).close()  # else only the first save fails
             self._manager = ocp.CheckpointManager(self.directory, options=options)
         except Exception as error:  # Orbax passes on what its storage raises, which is no OSError
@@ -104,6 +106,8 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             raise self._cannot_save(error) from error
 
     def _cannot_save(self, error: Exception) -> RunError:
+        if is_loss(error):
+            return RunError(LOST)
         reason = str(error).partition("\n")[0]  # Orbax's go on for pages
         return RunError(f"no checkpoint can be saved in {self.directory}: {reason}")
 
@@ -136,10 +140,11 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
 
     def tidy(self) -> None:
         """Renames damaged checkpoints, so that their steps can be saved again; deletes old ones."""
-        for step in self._damaged:
+        for step in self._damaged if jax.process_index() == 0 else ():
             aside = self.directory / f"{step}.damaged"
             shutil.rmtree(aside, ignore_errors=True)
             (self.directory / str(step)).rename(aside)
+        multihost_utils.sync_global_devices("tidy")
         self._manager.reload()
         for step in self._old:  # a process was killed before it did
             self._manager.delete(step)

@@ -1,24 +1,15 @@
-"""Everything that decides a run, in one place: the Config, its validation, its command line.
+"""Everything that decides a run, in one place: the Config, its validation, its files.
 
 Imports no jax, so that `--help` and a wrong flag are answered at once.
 """
 
-import argparse
 import dataclasses
 import json
-import os
 import runpy
-import sys
 import types
 import typing
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, NoReturn, Union
-
-import rich.console
-import rich.panel
-import rich.text
-import tyro
+from typing import Annotated, Any, Literal, NamedTuple, Union
 
 from mnist_jax.errors import ConfigError
 
@@ -99,7 +90,7 @@ class Config:
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(Config, include_extras=True)
         for field in dataclasses.fields(self):
-            _check(field.name, getattr(self, field.name), hints[field.name])
+            check_value(field.name, getattr(self, field.name), hints[field.name])
         _check_optimizer_settings(self)
 
 
@@ -126,19 +117,19 @@ def _check_optimizer_settings(config: Config) -> None:
             )
 
 
-def _check(name: str, value: Any, hint: Any) -> None:
+def check_value(name: str, value: Any, hint: Any) -> None:
     """Raises ConfigError unless `value` is of the type and in the range that `hint` states."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        _check(name, value, args[0])
+        check_value(name, value, args[0])
         low, high = limits = args[1]
-        if not low <= value < high:  # also false for nan
+        if value is not None and not low <= value < high:  # also for nan
             raise ConfigError(f"{name} is {value}; it must be {limits}")
     elif origin is tuple:
         if not isinstance(value, tuple):
             raise ConfigError(f"{name} is {value!r}; it must be a tuple")
         for i, item in enumerate(value):
-            _check(f"{name}[{i}]", item, args[0])
+            check_value(f"{name}[{i}]", item, args[0])
     elif origin is Literal:
         if value not in args:
             raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(args)}")
@@ -206,43 +197,3 @@ def load_config(path: str | Path) -> Config:
     if not isinstance(config, Config):
         raise ConfigError(f"{path} defines no variable `config` that is a Config")
     return config
-
-
-def parse_args(args: Sequence[str] | None = None) -> tuple[Config, Path | None]:
-    """The command line's Config and workdir; prints a box and exits with 2 if it is wrong."""
-    preset = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    preset.add_argument("--config", nargs="?")  # tyro, below, complains of a missing path
-    preset.add_argument("--workdir", nargs="?")
-    known = preset.parse_known_args(args)[0]
-    path, run = known.config, Path(os.path.expanduser(known.workdir or ""), CONFIG_FILE)
-    if known.workdir and not path and os.path.isfile(run):  # false, too, for what is no path
-        path = run
-    try:
-        base = load_config(path) if path else Config()
-    except ConfigError as error:
-        exit_with_usage_error(str(error))
-
-    def train(
-        config: tyro.conf.OmitArgPrefixes[Config] = base,
-        preset: Annotated[Path | None, tyro.conf.arg(name="config", metavar="PATH")] = None,
-        workdir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
-    ) -> tuple[Config, Path | None]:
-        """Train the network, test it and save it.
-
-        Args:
-            config: the settings of the run
-            preset: take the settings from this file (configs/*.py, or a run's config.json);
-                the other flags override it
-            workdir: the run folder, to make or to continue: then its config.json gives the
-                settings; without it, runs/DATE-TIME
-        """
-        return config, workdir
-
-    return tyro.cli(train, prog="python -m mnist_jax.train", args=args)
-
-
-def exit_with_usage_error(message: str) -> NoReturn:
-    """Prints a box like tyro's to stderr and exits with code 2."""
-    box = rich.panel.Panel(rich.text.Text(message), title="Wrong usage", border_style="red")
-    rich.console.Console(stderr=True).print(box)
-    sys.exit(2)

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,7 @@ from mnist_jax.errors import ConfigError, Interrupted, RunError
 from mnist_jax.input_pipeline import Dataset
 from mnist_jax.metrics import Summary
 from mnist_jax.model import count_parameters
-from mnist_jax.runtime import console
+from mnist_jax.runtime import console, describe_devices
 from mnist_jax.steps import TrainState
 from mnist_jax.workdir import (
     check_same_folder,
@@ -111,10 +112,9 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
         Raises:
             RunError: the checkpoints that there were are lost; or it has more epochs already.
         """
-        config, device, step = self.config, jax.devices()[0], int(state.step)
+        config, step, devices = self.config, int(state.step), describe_devices()
         begun = (self.workdir / "run.json").exists()
         self._check_history(step, history)
-        devices = f"{device.platform} device 1 of {jax.device_count()} ({device.device_kind})"
         versions = {"mnist_jax": mnist_jax.__version__, "jax": jax.__version__}
         sizes = {split: len(rows) for split, rows in dataset.splits.items()}
         console.print(
@@ -247,6 +247,30 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
 
     def _title(self, epoch: int) -> str:
         return f"epoch {epoch:>{len(str(self.config.num_epochs))}}/{self.config.num_epochs}"
+
+
+class SilentRunLog(RunLog):
+    """That of a process which is not the first: in a folder that is soon removed."""
+
+    def __init__(self, workdir: Path, config: Config) -> None:
+        self._scratch = tempfile.TemporaryDirectory(prefix="mnist_jax.")
+        self._shared = workdir
+        console.quiet = True
+        super().__init__(self._scratch.name, config)
+
+    def take_folder(self) -> Path:
+        """Returns the folder of the run itself."""
+        super().take_folder()
+        return self._shared
+
+
+def open_run_log(workdir: str | Path | None, config: Config) -> RunLog:
+    """The RunLog of this process: where a run has several, only the first one writes and prints."""
+    if jax.process_count() > 1 and workdir is None:
+        raise ConfigError("several processes need a folder that they share: --workdir DIR")
+    if jax.process_index() > 0:
+        return SilentRunLog(Path(os.path.expanduser(str(workdir))), config)
+    return RunLog(workdir, config)
 
 
 def _flatten(summaries: dict[str, Summary]) -> dict[str, float]:

@@ -1,20 +1,27 @@
 """The process that a run is in: its signals, its output, its device, its compilation cache."""
 
 import contextlib
+import glob
 import hashlib
 import logging
 import os
 import platform
+import re
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
 from rich.console import Console
 
-from mnist_jax.errors import RunError
+from mnist_jax.command_line import Launch, print_usage_error
+from mnist_jax.errors import ConfigError, Interrupted, RunError
+from mnist_jax.sharding import LOST, is_first_process, is_loss, join_processes, leave_processes
+
+INTERRUPTED = 75  # EX_TEMPFAIL: whoever started the program may start it again
 
 
 class Signals(contextlib.AbstractContextManager["Signals"]):
@@ -42,6 +49,52 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
         for number, handler in self._previous.items():
             if handler is not None:  # as one is that C has installed
                 signal.signal(number, handler)
+
+
+def run_program(function: Callable[[], int | None], launch: Launch) -> int:
+    """Runs a program's function with errors as messages. Returns the exit code."""
+    show_log_messages()
+    code = 1
+    try:
+        join_processes(launch)
+        check_platform(launch.require_platform)
+        enable_compilation_cache()
+        code = function() or 0
+    except Exception as error:
+        code = _explain(error)
+    except KeyboardInterrupt:
+        print_error("interrupted")
+        code = 130
+    finally:
+        leave_processes(failed=code not in (0, INTERRUPTED))
+    return code
+
+
+def _explain(error: Exception) -> int:
+    """Says what is wrong, and returns the exit code; raises what is a bug."""
+    if isinstance(error, ConfigError):
+        print_usage_error(str(error))
+        return 2
+    if isinstance(error, Interrupted):
+        if is_first_process():
+            print_error(error)
+        return INTERRUPTED
+    if isinstance(error, RunError | OSError):
+        message = str(error)
+    elif isinstance(error, MemoryError) or _is_out_of_memory(error):
+        reason = str(error).partition("\n")[0]
+        message = f"not enough memory for the network, the batch or the data: {reason}"
+    elif is_loss(error):
+        message = LOST
+    else:
+        raise error
+    print_error(f"error: {message}")
+    return 1
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    found = re.search("RESOURCE_EXHAUSTED|out of memory", str(error), re.IGNORECASE)
+    return isinstance(error, jax.errors.JaxRuntimeError) and found is not None
 
 
 def exit_at_once(code: int) -> NoReturn:
@@ -85,13 +138,35 @@ def print_error(message: object) -> None:
         print(message, file=sys.stderr, flush=True)
 
 
-def check_device() -> None:
+def check_platform(required: str | None) -> None:
     """Raises RunError where JAX cannot have the platform that it is told to use."""
     try:
-        jax.devices()
+        platform = jax.default_backend()
     except Exception as error:  # of what kind depends on the platform
         platforms = os.environ.get("JAX_PLATFORMS")
         raise RunError(f"JAX finds no device (JAX_PLATFORMS is {platforms}): {error}") from error
+    if required not in (None, platform):
+        raise RunError(
+            f"{required} is required, and jax runs on {describe_devices()}. Is jax installed for "
+            f"it? For a GPU: pip install -U 'jax[cuda12]'; for a TPU: 'jax[tpu]'"
+        )
+
+
+def describe_devices() -> str:
+    """How many devices there are, of what kind, and whether jax leaves an accelerator unused."""
+    device, count = jax.devices()[0], jax.device_count()
+    text = f"{count} {device.platform} device{'s' if count > 1 else ''} ({device.device_kind})"
+    if jax.process_count() > 1:
+        text += f" in {jax.process_count()} processes"
+    if device.platform == "cpu" and (unused := find_accelerators()):
+        text += f": fallen back to the CPU, {unused[0]} is not used"
+    return text
+
+
+def find_accelerators() -> list[str]:
+    """The GPUs and TPUs that the system has, whether or not jax can use them."""
+    patterns = "/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*"
+    return [path for pattern in patterns for path in sorted(glob.glob(pattern))]
 
 
 def enable_compilation_cache() -> None:

@@ -3,18 +3,18 @@
 import signal
 import sys
 
-from mnist_jax.config import Config, deciding_fields, exit_with_usage_error, parse_args
+from mnist_jax.command_line import Launch, parse_args
+from mnist_jax.config import Config, deciding_fields
 
 if __name__ == "__main__":  # before jax is imported: --help and a wrong flag are answered at once
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends an import without a traceback
-    CONFIG, WORKDIR = parse_args()
+    CONFIG, LAUNCH = parse_args()
 
 import contextlib
-import re
 import shlex
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,26 +22,26 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
-from jaxtyping import PRNGKeyArray
+from jax.sharding import Mesh
+from jaxtyping import Int, PRNGKeyArray
 
 from mnist_jax.checkpoint import Checkpoints, Progress
-from mnist_jax.errors import ConfigError, Interrupted, RunError
+from mnist_jax.errors import Interrupted, RunError
 from mnist_jax.input_pipeline import Dataset, batch_rows, epoch_order, load_dataset
 from mnist_jax.metrics import Metrics, Summary, summarize
 from mnist_jax.model import make_model
 from mnist_jax.optimizer import make_optimizer
-from mnist_jax.run_log import RunLog
-from mnist_jax.runtime import (
-    Signals,
-    check_device,
-    enable_compilation_cache,
-    exit_at_once,
-    print_error,
-    show_log_messages,
+from mnist_jax.run_log import RunLog, open_run_log
+from mnist_jax.runtime import Signals, exit_at_once, run_program
+from mnist_jax.sharding import (
+    any_process,
+    check_batch_size,
+    check_same,
+    make_mesh,
+    replicate,
+    split_batches,
 )
 from mnist_jax.steps import Examples, TrainState, empty_metrics, evaluate, init_state, train_steps
-
-INTERRUPTED = 75  # EX_TEMPFAIL: whoever started the program may start it again
 
 
 class Result(NamedTuple):
@@ -62,19 +62,23 @@ class Task(NamedTuple):
     """What stays the same throughout a run."""
 
     config: Config
+    mesh: Mesh
     examples: Examples
-    """On the device."""
+    """A copy on each device."""
     splits: dict[str, range]
     batch_size: int
     num_steps: int
     """Of an epoch."""
     model: nn.Module
     tx: optax.GradientTransformation
-    order_key: PRNGKeyArray
+    order_key: PRNGKeyArray | None = None
 
 
 def train_and_evaluate(
-    config: Config, workdir: str | Path | None = None, signals: Signals | None = None
+    config: Config,
+    workdir: str | Path | None = None,
+    signals: Signals | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Result:
     """Trains as `config` says, or goes on with it, and leaves everything in a folder.
 
@@ -86,22 +90,23 @@ def train_and_evaluate(
             bits as if it had never stopped. None: a new runs/DATE-TIME.
         signals: for a program: they stay deferred, so that a repeated SIGTERM cannot change its
             exit code.
+        devices: they share each batch, equally. None: all there are, in all processes.
 
     Raises:
         ConfigError, RunError: as their messages say.
         Interrupted: by a signal.
     """
     own_signals = contextlib.nullcontext(signals) if signals else Signals()
-    with own_signals as signals, RunLog(workdir, config) as log:
+    with own_signals as signals, open_run_log(workdir, config) as log:
         dataset = load_dataset(log.with_recorded_dataset())
         origin = deciding_fields(config) | describe_dataset(dataset)
-        # Replaced, so that the host's copy is freed: 220 MB.
-        dataset = dataset._replace(examples=jax.device_put(dataset.examples))
-        task, state = set_up(config, dataset)
-        directory = log.take_folder() / "checkpoints"
+        task, state = set_up(config, dataset, make_mesh(devices))
+        dataset = dataset._replace(examples=task.examples)  # frees the host's copy
+        folder = log.take_folder()
         signals.defer()
-        with Checkpoints(directory, config.keep, origin) as checkpoints:
-            progress = checkpoints.restore(Progress(state, empty_metrics(task.num_steps), []))
+        check_same(origin)
+        with Checkpoints(folder / "checkpoints", config.keep, origin) as checkpoints:
+            progress = checkpoints.restore(Progress(state, new_metrics(task), []))
             log.start(dataset, task.model, progress.state, progress.history)
             checkpoints.tidy()
             try:
@@ -115,7 +120,7 @@ def train_and_evaluate(
                 ) from error
             checkpoints.wait()  # nothing is announced that is not on the disk
             log.finish(train_summary, test_summary)
-    return Result(dataset.name, state, log.history, train_summary, test_summary, log.workdir)
+    return Result(dataset.name, state, log.history, train_summary, test_summary, folder)
 
 
 def describe_dataset(dataset: Dataset) -> dict[str, Any]:
@@ -127,18 +132,46 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
     return {"dataset": dataset.name, **sizes, "crc32_of_examples": checksum}
 
 
-def set_up(config: Config, dataset: Dataset) -> tuple[Task, TrainState]:
-    """All that a run begins with, from its config and dataset alone."""
+def set_up(config: Config, dataset: Dataset, mesh: Mesh) -> tuple[Task, TrainState]:
+    """All that a run begins with, from its config and dataset alone, placed on the devices.
+
+    Raises:
+        ConfigError: the devices cannot share a batch equally.
+    """
+    task = make_task(config, dataset, mesh)
+    check_batch_size(task.batch_size, mesh)
+    init_key, order_key = split_seed(config.seed)
+    num_pixels = dataset.examples.images.shape[1]
+    state = init_state(init_key, num_pixels, model=task.model, tx=task.tx)
+    return task._replace(order_key=order_key), replicate(state, mesh)
+
+
+def make_task(config: Config, dataset: Dataset, mesh: Mesh) -> Task:
+    """All but the state and the key of the orders, which the seed decides."""
     num_train = len(dataset.splits["train"])
     batch_size = min(config.batch_size, num_train)
     num_steps = -(-num_train // batch_size)  # rounded up: the last batch is short
-    model = make_model(config)
-    tx = make_optimizer(config, config.num_epochs * num_steps)
-    init_key, order_key = jax.random.split(jax.random.key(config.seed, impl="threefry2x32"))
-    state = init_state(init_key, dataset.examples.images.shape[1], model=model, tx=tx)
-    examples = jax.device_put(dataset.examples)
-    splits = dataset.splits
-    return Task(config, examples, splits, batch_size, num_steps, model, tx, order_key), state
+    return Task(
+        config=config,
+        mesh=mesh,
+        examples=replicate(dataset.examples, mesh),
+        splits=dataset.splits,
+        batch_size=batch_size,
+        num_steps=num_steps,
+        model=make_model(config),
+        tx=make_optimizer(config, config.num_epochs * num_steps),
+    )
+
+
+def split_seed(seed: int) -> tuple[PRNGKeyArray, PRNGKeyArray]:
+    """The keys of the first parameters and of the orders of the epochs."""
+    init_key, order_key = jax.random.split(jax.random.key(seed, impl="threefry2x32"))
+    return init_key, order_key
+
+
+def new_metrics(task: Task) -> Metrics:
+    """The metrics of an epoch that has not begun."""
+    return replicate(empty_metrics(task.num_steps), task.mesh)
 
 
 def train(
@@ -164,12 +197,12 @@ def train(
                 update(step, summarize(metrics))
                 log.check_folder()
                 due = 0 < config.checkpoint_every_steps <= int(state.step) - saved
-                if step < num_steps and (due or signals.received):
+                if step < num_steps and (due or any_process(signals.received)):
                     checkpoints.save(Progress(state, metrics, log.history))
                     saved = int(state.step)
                     stop_if(signals, checkpoints, log)
         summaries = {"running_train": summarize(metrics), shown: evaluate_split(task, state, shown)}
-        metrics = empty_metrics(num_steps)
+        metrics = new_metrics(task)
         checkpoints.wait()
         log.finish_epoch(epoch, int(state.step), summaries, time.perf_counter() - started)
         checkpoints.save(Progress(state, metrics, log.history))
@@ -189,7 +222,9 @@ def train_epoch(
     Raises:
         FloatingPointError: the loss is not finite; names the step.
     """
+    assert task.order_key is not None
     order = epoch_order(task.order_key, epoch, len(task.splits["train"]), task.batch_size)
+    order = split_batches(order, task.mesh)
     before = (epoch - 1) * task.num_steps
     for start in range(int(state.step) - before, task.num_steps, task.config.steps_per_chunk):
         stop = min(start + task.config.steps_per_chunk, task.num_steps)
@@ -206,53 +241,38 @@ def train_epoch(
 
 def evaluate_split(task: Task, state: TrainState, split: str) -> Summary:
     """The loss and accuracy of `state` over a split, each example counted once."""
-    # As many batches for every split, the rest of them empty: evaluate then compiles once.
-    num_batches = -(-len(task.examples.labels) // task.batch_size)
-    order = batch_rows(np.array(task.splits[split]), task.batch_size, num_batches)
+    order = split_batches(order_of_split(task, split), task.mesh)
     summary = summarize(evaluate(state.params, task.examples, order, model=task.model))
     if not np.isfinite(summary.loss):
         raise FloatingPointError(f"the loss is not finite after step {int(state.step)}")
     return summary
 
 
+def order_of_split(task: Task, split: str) -> Int[np.ndarray, "batches batch"]:
+    """The rows of a split; as many batches for each, the rest empty: evaluate compiles once."""
+    num_batches = -(-len(task.examples.labels) // task.batch_size)
+    return batch_rows(np.array(task.splits[split]), task.batch_size, num_batches)
+
+
 def stop_if(signals: Signals, checkpoints: Checkpoints, log: RunLog) -> None:
     """Raises Interrupted if a signal came, once what was done till then is saved."""
-    if signals.received:
+    if any_process(signals.received):
         checkpoints.wait()
         log.check_folder()
         folder = shlex.quote(str(log.workdir))
         raise Interrupted(f"interrupted; to go on, name the folder: --workdir {folder}")
 
 
-def run(config: Config, workdir: Path | None, signals: Signals | None = None) -> int:
+def run(config: Config, launch: Launch, signals: Signals | None = None) -> int:
     """The program: `train_and_evaluate` with errors as messages. Returns the exit code."""
-    show_log_messages()
-    try:
-        check_device()
-        enable_compilation_cache()
-        train_and_evaluate(config, workdir, signals)
-    except ConfigError as error:
-        exit_with_usage_error(str(error))
-    except (RunError, OSError) as error:
-        print_error(f"error: {error}")
-        return 1
-    except (jax.errors.JaxRuntimeError, MemoryError) as error:
-        reason = str(error).partition("\n")[0]
-        memory = re.search("RESOURCE_EXHAUSTED|out of memory", reason, re.IGNORECASE)
-        if not memory and not isinstance(error, MemoryError):
-            raise
-        print_error(f"error: not enough memory for the network, the batch or the data: {reason}")
-        return 1
-    except Interrupted as error:
-        print_error(error)
-        return INTERRUPTED
-    except KeyboardInterrupt:
-        print_error("interrupted")
-        return 130
-    return 0
+
+    def train_all() -> None:
+        train_and_evaluate(config, launch.workdir, signals)
+
+    return run_program(train_all, launch)
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    exit_at_once(run(CONFIG, WORKDIR, Signals()))  # pyright: ignore[reportPossiblyUnboundVariable]
+    exit_at_once(run(CONFIG, LAUNCH, Signals()))  # pyright: ignore[reportPossiblyUnboundVariable]

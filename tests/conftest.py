@@ -16,7 +16,6 @@ PACKAGE = Path(__file__).parent.parent / "mnist_jax"
 MODULES = [f"mnist_jax.{path.stem}" for path in PACKAGE.glob("*.py") if path.stem != "config"]
 jaxtyping.install_import_hook(MODULES, "beartype.beartype")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_num_cpu_devices", 4)
 # Each run builds its optimizer anew, and so its programs: most are the same ones.
 CACHE = tempfile.TemporaryDirectory(prefix="mnist_jax.programs.")
 jax.config.update("jax_compilation_cache_dir", CACHE.name)

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from mnist_jax.config import Config, format_config, load_config, parse_args
+from mnist_jax.command_line import Launch, parse_args
+from mnist_jax.config import Config, format_config, load_config
 from mnist_jax.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -101,7 +102,7 @@ def test_json_gives_an_equal_config(config: Config, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.name)
 def test_every_preset_loads_and_states_command_time_and_result(path: Path) -> None:
-    assert parse_args(["--config", str(path)]) == (load_config(path), None)
+    assert parse_args(["--config", str(path)]) == (load_config(path), Launch())
     header = path.read_text().split('"""')[1]
     assert f"Command: python -m mnist_jax.train --config configs/{path.name}" in header
     assert "Time:" in header
@@ -137,9 +138,9 @@ def test_flags_override_the_preset(tmp_path: Path) -> None:
         "from mnist_jax.config import Config\nconfig = Config(seed=1, num_epochs=2)"
     )
     args = ["--config", str(tmp_path / "a.py"), "--num-epochs", "3", "--hidden-sizes", "8", "4"]
-    config, workdir = parse_args([*args, "--workdir", "here"])
+    config, launch = parse_args([*args, "--workdir", "here"])
     assert config == Config(seed=1, num_epochs=3, hidden_sizes=(8, 4))
-    assert workdir == Path("here")
+    assert launch == Launch(workdir=Path("here"))
 
 
 def test_every_field_is_a_flag_with_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,13 +16,14 @@ from typing import Any
 
 import pytest
 
-from mnist_jax import train
 from mnist_jax.checkpoint import Checkpoints
 from mnist_jax.config import Config
 from mnist_jax.errors import RunError
+from mnist_jax.runtime import INTERRUPTED
 from mnist_jax.train import train_and_evaluate
 from tests.test_resume import read_history
 
+KILLS = int(os.environ.get("MNIST_JAX_KILLS", "10"))
 EPOCHS, STEPS, CHUNK = 12, 32, 4
 
 
@@ -70,8 +71,10 @@ def uninterrupted(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("run", range(int(os.environ.get("MNIST_JAX_KILLS", "10"))))
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "run"),
+    [(signal.SIGKILL, i) for i in range(KILLS)] + [(signal.SIGTERM, i) for i in range(KILLS // 2)],
+)
 def test_a_killed_run_continues_to_the_same_bits(
     number: signal.Signals,
     run: int,
@@ -97,7 +100,7 @@ def test_a_killed_run_continues_to_the_same_bits(
             process.returncode
             in {
                 signal.SIGKILL: (-number, 0),
-                signal.SIGTERM: (-number, 128 + number, train.INTERRUPTED, 0),  # by when it came
+                signal.SIGTERM: (-number, 128 + number, INTERRUPTED, 0),  # by when it came
             }[number]
         ), output
         if not (workdir / "checkpoints").exists():
@@ -105,7 +108,7 @@ def test_a_killed_run_continues_to_the_same_bits(
         saved = [int(path.name) for path in (workdir / "checkpoints").glob("*[0-9]")]
         written = [r["epoch"] for r in read_whole_lines(workdir / "metrics.jsonl")]
         assert max(written, default=0) - max(saved, default=0) // STEPS <= 1  # epochs to repeat
-        if process.returncode == train.INTERRUPTED:
+        if process.returncode == INTERRUPTED:
             assert max(saved) >= STEPS * max(written, default=0)
     process = subprocess.run(command(workdir, sample_dir), capture_output=True, text=True)
     assert (process.returncode, process.stderr) == (0, "")
@@ -118,6 +121,7 @@ def read_whole_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_stops_no_run(sample_dir: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         command(tmp_path / "run", sample_dir), stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -150,7 +154,7 @@ def test_an_interrupt_is_told_by_its_code_though_the_reader_left(
     process.stdout.close()
     process.stderr.close()
     process.send_signal(signal.SIGINT)
-    assert process.wait() == train.INTERRUPTED
+    assert process.wait() == INTERRUPTED
 
 
 @pytest.mark.slow
@@ -163,7 +167,7 @@ def test_a_scheduler_may_repeat_its_sigterm(
         process.send_signal(signal.SIGTERM)
         time.sleep(seconds)
     _, errors = process.communicate()
-    assert process.returncode == train.INTERRUPTED
+    assert process.returncode == INTERRUPTED
     assert len(errors.splitlines()) == 1
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
 
@@ -287,6 +291,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_save_that_fails_in_the_background_is_one_line(sample_dir: Path, tmp_path: Path) -> None:
     """With a limit on the size of a file, which no look at the free space foresees."""
     limit = ["prlimit", f"--fsize={200 * 1024}"]

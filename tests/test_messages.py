@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from mnist_jax import train
-from mnist_jax.config import Config, load_config, parse_args
+from mnist_jax.command_line import parse_args
+from mnist_jax.config import Config, load_config
 from mnist_jax.errors import Interrupted
 from mnist_jax.train import train_and_evaluate
 from mnist_jax.workdir import lock_folder
@@ -109,6 +110,19 @@ CASES: dict[str, tuple[str, Arrange | None, int, str]] = {
     "chunks of nothing": ("--steps-per-chunk 0", None, 2, "steps_per_chunk is 0"),
     "checkpoints that are not kept": ("--keep 0", None, 2, "keep is 0"),
     "a negative interval": ("--checkpoint-every-steps -1", None, 2, "checkpoint_every_steps is -1"),
+    "a platform that is not there": (
+        f"{SAMPLE_RUN} --require-platform tpu",
+        None,
+        1,
+        "tpu is required, and jax runs on",
+    ),
+    "one of the flags of several processes": ("--num-processes 2", None, 2, "go together"),
+    "a process that is not one of them": (
+        "--coordinator-address localhost:1 --num-processes 2 --process-id 2",
+        None,
+        2,
+        "process_id is 2",
+    ),
     "a warm-up longer than the run": (
         f"{SAMPLE_RUN} --warmup-steps 32",
         None,

@@ -174,6 +174,7 @@ def test_ten_steps_on_mnist_follow_keras_2(manual_dir: Path) -> None:
     np.testing.assert_allclose(losses, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_step_without_jit_agrees_to_rounding() -> None:
     with jax.disable_jit():
         plain = train_step(new_state(), full_batch(), **STATIC)

@@ -19,6 +19,7 @@ from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
 from mnist_jax import run_log, steps, train
+from mnist_jax.command_line import Launch
 from mnist_jax.config import Config, load_config
 from mnist_jax.errors import ConfigError, Interrupted, RunError
 from mnist_jax.input_pipeline import batch_rows, epoch_order, load_dataset
@@ -167,7 +168,7 @@ def test_what_a_person_reads(
 ) -> None:
     result = train_and_evaluate(config, tmp_path / "run")
     text = capsys.readouterr().out
-    assert re.search(r"jax \S+, (cpu|gpu|tpu) device 1 of \d+ \(\S+\)", text)
+    assert re.search(r"jax \S+, \d+ (cpu|gpu|tpu) devices? \(\S+\)", text)
     assert "mnist_sample: 4,000 train, 1,000 test images" in text
     assert "MLP: 407,050 parameters" in text
     assert re.search(
@@ -312,7 +313,7 @@ def test_errors_are_messages_and_exit_codes(
     monkeypatch.setattr(train, "train_and_evaluate", fail)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
     try:
-        returned = train.run(Config(), None)
+        returned = train.run(Config(), Launch())
     except SystemExit as exit_:
         returned = exit_.code
     assert returned == code
@@ -341,7 +342,7 @@ def test_bugs_keep_their_tracebacks(bug: Exception, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(train, "train_and_evaluate", fail)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
     with pytest.raises(type(bug)):
-        train.run(Config(), None)
+        train.run(Config(), Launch())
 
 
 @pytest.mark.slow

@@ -1,0 +1,115 @@
+"""The command line: a Config, from a preset and flags, and what else a command wants to know.
+
+Imports no jax, so that `--help` and a wrong flag are answered at once.
+"""
+
+import argparse
+import dataclasses
+import os
+import sys
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import rich.console
+import rich.panel
+import rich.text
+import tyro
+
+from mnist_jax.config import CONFIG_FILE, Config, Range, check_value, load_config
+from mnist_jax.errors import ConfigError
+
+T = TypeVar("T")
+Platform = Literal["cpu", "gpu", "tpu"] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """Where a run happens, which decides none of its numbers but by rounding."""
+
+    workdir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """The run folder, to make or to continue: then its config.json gives the settings; without it,
+    runs/DATE-TIME."""
+    require_platform: Platform = None
+    """Fail rather than run on another: where jax finds no accelerator, it takes the CPU."""
+    coordinator_address: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
+    """Of process 0, in a run of several processes that share --workdir; or auto: as the cluster
+    says, which is the default where srun, Open MPI or a TPU pod's environment tells of several."""
+    num_processes: Annotated[int | None, Range(1)] = None
+    """How many processes the run has; each gets the same command, but for its process_id."""
+    process_id: Annotated[int | None, Range(0)] = None
+    """Which one this is, from 0."""
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        flags = self.coordinator_address, self.num_processes, self.process_id
+        if flags != (None, None, None) and flags != ("auto", None, None):
+            if None in flags or "auto" in flags:
+                raise ConfigError(
+                    "coordinator_address, num_processes and process_id go together; give all three "
+                    "or, where a cluster knows them, only --coordinator-address auto"
+                )
+            if self.process_id >= self.num_processes:  # pyright: ignore[reportOperatorIssue]
+                raise ConfigError(
+                    f"process_id is {self.process_id}; with {self.num_processes} processes, "
+                    f"it must be below {self.num_processes}"
+                )
+
+
+def check_options(options: Any) -> None:
+    """Raises ConfigError for a number in a dataclass of options that is out of its Range."""
+    for name, hint in typing.get_type_hints(type(options), include_extras=True).items():
+        if any(isinstance(part, Range) for part in getattr(hint, "__metadata__", ())):
+            check_value(name, getattr(options, name), hint)
+
+
+def parse_args(
+    args: Sequence[str] | None = None,
+    options: type[T] = Launch,
+    prog: str = "python -m mnist_jax.train",
+    description: str = "Train the network, test it and save it.",
+) -> tuple[Config, T]:
+    """What a command line says; prints a box and exits with 2 if it is wrong.
+
+    Args:
+        args: the words after the command; None: of this process.
+        options: a dataclass of the flags beside those of Config; all must have defaults.
+    """
+    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    files.add_argument("--config", nargs="?")  # tyro, below, complains of a missing path
+    files.add_argument("--workdir", nargs="?")
+    known = files.parse_known_args(args)[0]
+    path, run = known.config, Path(os.path.expanduser(known.workdir or ""), CONFIG_FILE)
+    if known.workdir and not path and os.path.isfile(run):  # false, too, for what is no path
+        path = run
+    try:
+        base = load_config(path) if path else Config()
+    except ConfigError as error:
+        print_usage_error(str(error))
+        sys.exit(2)
+
+    default = options()
+
+    def command(
+        config: tyro.conf.OmitArgPrefixes[Config] = base,  # pyright: ignore
+        preset: Annotated[Path | None, tyro.conf.arg(name="config", metavar="PATH")] = None,
+        options: tyro.conf.OmitArgPrefixes[options] = default,  # pyright: ignore
+    ) -> tuple[Config, Any]:
+        """What it does is said by `description`.
+
+        Args:
+            config: the settings of the run
+            preset: take the settings from this file (configs/*.py, or a run's config.json);
+                the other flags override it
+            options: where it runs, and what it leaves
+        """
+        return config, options  # pyright: ignore
+
+    return tyro.cli(command, prog=prog, description=description, args=args)
+
+
+def print_usage_error(message: str) -> None:
+    """Prints a box like tyro's to stderr."""
+    box = rich.panel.Panel(rich.text.Text(message), title="Wrong usage", border_style="red")
+    rich.console.Console(stderr=True).print(box)
