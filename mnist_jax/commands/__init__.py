@@ -1,0 +1,1 @@
+"""What people do with the trainer, beside training: thin over its functions."""

@@ -1,0 +1,148 @@
+"""`python -m mnist_jax` and its commands: seeds, check."""
+
+import dataclasses
+import json
+import operator
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from mnist_jax.commands import check, seeds
+from mnist_jax.config import Config
+from mnist_jax.input_pipeline import Dataset, load_dataset
+from mnist_jax.runtime import console
+from mnist_jax.sharding import make_mesh
+from mnist_jax.steps import Examples
+from mnist_jax.train import make_task, new_metrics, set_up, train_and_evaluate, train_epoch
+from tests.small import assert_first_step_alike
+
+
+@pytest.fixture
+def config(sample_dir: Path) -> Config:
+    return Config(dataset="mnist_sample", data_dir=str(sample_dir))
+
+
+@pytest.mark.parametrize(("words", "code"), [([], 0), (["--help"], 0), (["sing"], 1)])
+def test_the_commands_are_listed(words: list[str], code: int) -> None:
+    command = [sys.executable, "-m", "mnist_jax", *words]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == code
+    for name in ("train", "seeds", "check"):
+        assert f"  {name} " in process.stdout
+    assert ("sing is no command" in process.stderr) == (code == 1)
+
+
+def test_a_command_has_its_flags() -> None:
+    command = [sys.executable, "-m", "mnist_jax", "seeds", "--num-seeds", "1"]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 2
+    assert "num_seeds is 1; it must be at least 2" in " ".join(process.stderr.split())
+
+
+def test_seeds_begin_as_single_runs_do(config: Config) -> None:
+    """One step: the devices' and the compiler's other order of adding up leaves 1e-6."""
+    examples = load_dataset(config).examples
+    first = Examples(*(x[:128] for x in examples))
+    dataset = Dataset("first", first, {"train": range(128), "test": range(128)})
+    config = dataclasses.replace(config, num_epochs=1)
+    states = seeds.train_seeds(make_task(config, dataset, make_mesh()), [3, 4])
+    for i, seed in enumerate((3, 4)):
+        task, state = set_up(dataclasses.replace(config, seed=seed), dataset, make_mesh())
+        ((state, _, _),) = train_epoch(task, state, new_metrics(task), epoch=1)
+        stacked = jax.tree.map(operator.itemgetter(i), states)
+        assert state.step == stacked.step == 1
+        # After one step RMSprop's running square is 0.1 g^2.
+        gradients = (
+            jax.tree.map(lambda v: np.sqrt(10 * v), s.opt_state[0].nu) for s in (state, stacked)
+        )
+        trees = (*gradients, state.params, stacked.params)
+        for g, other_g, w, other_w in zip(*map(jax.tree.leaves, trees), strict=True):
+            assert_first_step_alike((g, other_g), (np.asarray(w), np.asarray(other_w)))
+
+
+def test_seeds_end_as_single_runs_do(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = dataclasses.replace(config, seed=5, num_epochs=2)
+    options = seeds.Options(num_seeds=2, out=tmp_path / "seeds.json")
+    seeds.compare_seeds(config, options)
+    table = capsys.readouterr().out
+    report = json.loads(options.out.read_text())
+    assert [row["seed"] for row in report["seeds"]] == [5, 6]
+    for row in report["seeds"]:
+        single = train_and_evaluate(
+            dataclasses.replace(config, seed=row["seed"]), tmp_path / str(row["seed"])
+        )
+        assert row["test"]["count"] == 1000
+        # Rounding moves some of 1,000 images over the border.
+        assert abs(row["test"]["accuracy"] - single.test.accuracy) <= 0.01
+        assert abs(row["train"]["accuracy"] - single.train.accuracy) <= 0.01
+        assert f"{100 * row['test']['accuracy']:.2f}" in table
+
+
+def test_the_spread_is_that_of_the_textbook() -> None:
+    """Student's t for 3 degrees of freedom: 3.182."""
+    described = seeds.describe([0.97, 0.98, 0.98, 0.99])
+    deviation = np.sqrt(2e-4 / 3)
+    assert described["mean"] == pytest.approx(0.98)
+    assert described["standard_deviation"] == pytest.approx(deviation)
+    half = 3.182 * deviation / 2
+    assert described["interval_95"] == pytest.approx([0.98 - half, 0.98 + half], abs=1e-5)
+    assert (described["best"], described["worst"]) == (0.99, 0.97)
+
+
+@pytest.fixture
+def call_check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    monkeypatch.setattr(console, "stderr", False)
+
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+
+    def call(*flags: str) -> tuple[int, dict[str, Any]]:
+        code = check.main(flags)
+        return code, json.loads(capsys.readouterr().out)
+
+    return call
+
+
+def test_check_knows_the_numbers(sample_dir: Path, call_check: Any) -> None:
+    code, report = call_check("--dataset", "mnist_sample", "--data-dir", str(sample_dir))
+    assert (code, report["ok"], report["reasons"]) == (0, True, [])
+    assert report["dataset"] == "mnist_sample"
+    # Before the first step the loss is near that of guessing.
+    assert report["losses"][0] == pytest.approx(np.log(10), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "reason"),
+    [
+        ("--learning-rate", "0.01", "the loss of step 2 is"),
+        ("--require-platform", "gpu", "gpu is required, and jax runs on"),
+    ],
+)
+def test_check_says_what_is_wrong(
+    flag: str, value: str, reason: str, sample_dir: Path, call_check: Any
+) -> None:
+    sample = ["--dataset", "mnist_sample", "--data-dir", str(sample_dir), "--num-epochs", "1"]
+    code, report = call_check(*sample, flag, value)
+    assert (code, report["ok"]) == (1, False)
+    assert report["reasons"][0].startswith(reason)
+
+
+@pytest.mark.slow
+def test_check_and_ten_seeds_on_full_mnist(
+    manual_dir: Path, tmp_path: Path, call_check: Any
+) -> None:
+    flags = ["--data-dir", str(tmp_path / "data"), "--manual-dir", str(manual_dir)]
+    assert call_check(*flags)[0] == 0
+    code, report = call_check(*flags, "--learning-rate", "0.01")
+    assert code == 1
+    assert any("test accuracy" in reason for reason in report["reasons"])
+    assert seeds.main([*flags, "--out", str(tmp_path / "seeds.json")]) == 0
+    statistics = json.loads((tmp_path / "seeds.json").read_text())["test_accuracy"]
+    assert statistics["mean"] == pytest.approx(0.980, abs=0.001)
+    assert statistics["standard_deviation"] < 0.002
