@@ -21,7 +21,8 @@ def main() -> None:
     for command, (_, what) in COMMANDS.items():
         print(f"  {command:8} {what}")
     if name not in ("-h", "--help"):
-        sys.exit(f"\n{name} is no command")
+        print(f"\n{name} is no command", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -41,13 +41,13 @@ def join_processes(launch: Launch) -> None:
         flags = (None, None, None)  # JAX asks the cluster
     elif flags[0] is None:
         return
+    _watch_over_this_process()
     try:
         jax.distributed.initialize(
             *flags, initialization_timeout=60, heartbeat_timeout_seconds=SILENCE_SECONDS
         )
     except (RuntimeError, ValueError) as error:
         raise RunError(f"the processes do not find each other: {error}") from error
-    _watch_over_this_process()
 
 
 def _watch_over_this_process() -> None:

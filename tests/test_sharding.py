@@ -21,9 +21,9 @@ from tests.test_durability import contents, read_history
 
 Arrays = dict[str, np.ndarray]
 TRAIN = ["-m", "mnist_jax.train"]
-TOPOLOGIES = [(1, 8), (2, 1), (4, 1)]  # processes, and the devices of each
+TOPOLOGIES = [(1, 8), (2, 1)]  # processes, and the devices of each
 if "MNIST_JAX_ALL_TOPOLOGIES" in os.environ:
-    TOPOLOGIES += [(1, 2), (1, 4), (2, 4)]
+    TOPOLOGIES += [(1, 2), (1, 4), (2, 4), (4, 1)]
 
 
 def start(
@@ -147,7 +147,7 @@ def test_a_run_goes_on_with_another_number_of_devices(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "devices"), [(1, 4), (2, 2)])
+@pytest.mark.parametrize(("processes", "devices"), [(2, 2)])
 def test_each_topology_goes_on_bit_for_bit(
     processes: int, devices: int, sample_flags: list[str], tmp_path: Path
 ) -> None:

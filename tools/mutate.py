@@ -1,6 +1,6 @@
 """Breaks the package in twelve ways, in a copy, and shows that the fast tests notice each.
 
-    python tools/mutate.py       # about MINUTES minutes
+    python tools/mutate.py       # some minutes
     python tools/mutate.py mask  # those with "mask" in their names
 
 Exit code 1 if the tests pass on a broken copy, if the test that fails there fails on the unbroken
