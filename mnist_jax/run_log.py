@@ -86,12 +86,7 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
         return dataclasses.replace(self.config, dataset=name)
 
     def _recorded(self) -> dict[str, Any]:
-        """What run.json says; nothing, if it is damaged or not there."""
-        try:
-            recorded = json.loads((self.workdir / "run.json").read_text())
-        except (ValueError, FileNotFoundError):
-            return {}
-        return recorded if isinstance(recorded, dict) else {}
+        return _read_object(self.workdir / "run.json")
 
     def check_folder(self) -> None:
         """Notes the first checkpoint, so that its loss would not pass for a new beginning.
@@ -263,6 +258,12 @@ class SilentRunLog(RunLog):
         super().take_folder()
         return self._shared
 
+    def _recorded(self) -> dict[str, Any]:
+        return _read_object(self._shared / "run.json")
+
+    def _rewrite_metrics(self, history: list[dict[str, Any]]) -> None:
+        """Leaves that to the first process."""
+
 
 def open_run_log(workdir: str | Path | None, config: Config) -> RunLog:
     """The RunLog of this process: where a run has several, only the first one writes and prints."""
@@ -271,6 +272,15 @@ def open_run_log(workdir: str | Path | None, config: Config) -> RunLog:
     if jax.process_index() > 0:
         return SilentRunLog(Path(os.path.expanduser(str(workdir))), config)
     return RunLog(workdir, config)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one, if that is damaged or not there."""
+    try:
+        read = json.loads(path.read_text())
+    except (ValueError, FileNotFoundError):
+        return {}
+    return read if isinstance(read, dict) else {}
 
 
 def _flatten(summaries: dict[str, Summary]) -> dict[str, float]:

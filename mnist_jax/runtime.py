@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -51,13 +52,17 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
                 signal.signal(number, handler)
 
 
-def run_program(function: Callable[[], int | None], launch: Launch) -> int:
-    """Runs a program's function with errors as messages. Returns the exit code."""
+def run_program(function: Callable[[], int | None], launch: Launch | None = None) -> int:
+    """Runs a program's function with errors as messages. Returns the exit code.
+
+    With a `launch`, it first joins the other processes and looks at the platform.
+    """
     show_log_messages()
     code = 1
     try:
-        join_processes(launch)
-        check_platform(launch.require_platform)
+        if launch:
+            join_processes(launch)
+            check_platform(launch.require_platform)
         enable_compilation_cache()
         code = function() or 0
     except Exception as error:
@@ -86,6 +91,8 @@ def _explain(error: Exception) -> int:
         message = f"not enough memory for the network, the batch or the data: {reason}"
     elif is_loss(error):
         message = LOST
+    elif jax.process_count() > 1:  # raised, it would wait for the others, who wait for this one
+        message = "".join(traceback.format_exception(error))
     else:
         raise error
     print_error(f"error: {message}")

@@ -71,8 +71,7 @@ def leave_processes(failed: bool) -> None:
 def is_loss(error: Exception) -> bool:
     """Whether `error` is what JAX makes of a process that it has lost."""
     words = "Gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED"
-    found = isinstance(error, jax.errors.JaxRuntimeError) or re.search(words, str(error))
-    return jax.process_count() > 1 and bool(found)
+    return jax.process_count() > 1 and re.search(words, str(error)) is not None
 
 
 def is_cluster(environment: Mapping[str, str]) -> bool:

@@ -71,7 +71,7 @@ class Task(NamedTuple):
     """Of an epoch."""
     model: nn.Module
     tx: optax.GradientTransformation
-    order_key: PRNGKeyArray | None = None
+    order_key: PRNGKeyArray
 
 
 def train_and_evaluate(
@@ -104,7 +104,7 @@ def train_and_evaluate(
         dataset = dataset._replace(examples=task.examples)  # frees the host's copy
         folder = log.take_folder()
         signals.defer()
-        check_same(origin)
+        check_same(vars(config) | origin | {"data_dir": None, "manual_dir": None})
         with Checkpoints(folder / "checkpoints", config.keep, origin) as checkpoints:
             progress = checkpoints.restore(Progress(state, new_metrics(task), []))
             log.start(dataset, task.model, progress.state, progress.history)
@@ -140,14 +140,14 @@ def set_up(config: Config, dataset: Dataset, mesh: Mesh) -> tuple[Task, TrainSta
     """
     task = make_task(config, dataset, mesh)
     check_batch_size(task.batch_size, mesh)
-    init_key, order_key = split_seed(config.seed)
+    init_key, _ = split_seed(config.seed)
     num_pixels = dataset.examples.images.shape[1]
     state = init_state(init_key, num_pixels, model=task.model, tx=task.tx)
-    return task._replace(order_key=order_key), replicate(state, mesh)
+    return task, replicate(state, mesh)
 
 
 def make_task(config: Config, dataset: Dataset, mesh: Mesh) -> Task:
-    """All but the state and the key of the orders, which the seed decides."""
+    """All but the state."""
     num_train = len(dataset.splits["train"])
     batch_size = min(config.batch_size, num_train)
     num_steps = -(-num_train // batch_size)  # rounded up: the last batch is short
@@ -160,6 +160,7 @@ def make_task(config: Config, dataset: Dataset, mesh: Mesh) -> Task:
         num_steps=num_steps,
         model=make_model(config),
         tx=make_optimizer(config, config.num_epochs * num_steps),
+        order_key=split_seed(config.seed)[1],
     )
 
 
@@ -222,7 +223,6 @@ def train_epoch(
     Raises:
         FloatingPointError: the loss is not finite; names the step.
     """
-    assert task.order_key is not None
     order = epoch_order(task.order_key, epoch, len(task.splits["train"]), task.batch_size)
     order = split_batches(order, task.mesh)
     before = (epoch - 1) * task.num_steps

@@ -15,11 +15,11 @@ import tyro
 from rich.table import Table
 from scipy import stats
 
-from mnist_jax.command_line import Launch, Platform, check_options, parse_args
+from mnist_jax.command_line import Platform, check_options, parse_args
 from mnist_jax.config import Config, Range
 from mnist_jax.input_pipeline import epoch_order, load_dataset
 from mnist_jax.metrics import Metrics, Summary, summarize
-from mnist_jax.runtime import console, describe_devices, exit_at_once, run_program
+from mnist_jax.runtime import check_platform, console, describe_devices, exit_at_once, run_program
 from mnist_jax.sharding import make_mesh, split_leading_axis
 from mnist_jax.steps import TrainState, empty_metrics, evaluate, init_state, train_steps
 from mnist_jax.train import Task, make_task, order_of_split, split_seed
@@ -58,12 +58,12 @@ def main(args: Sequence[str] | None = None) -> int:
         prog="python -m mnist_jax seeds",
         description="Train the network from many seeds at once, and show how they spread.",
     )
-    launch = Launch(require_platform=options.require_platform)
-    return run_program(lambda: compare_seeds(config, options), launch)
+    return run_program(lambda: compare_seeds(config, options))
 
 
 def compare_seeds(config: Config, options: Options) -> None:
     """Trains, prints a table, and writes the JSON file."""
+    check_platform(options.require_platform)
     started = time.perf_counter()
     dataset = load_dataset(config)
     task = make_task(config, dataset, make_mesh())
