@@ -20,7 +20,8 @@ from mnist_jax.config import Config
 from mnist_jax.input_pipeline import Dataset
 from mnist_jax.sharding import make_mesh
 from mnist_jax.steps import Examples
-from mnist_jax.train import new_metrics, set_up, train_epoch
+from mnist_jax.task import new_metrics, set_up
+from mnist_jax.train import train_epoch
 
 HERE = Path(__file__).parent
 SIZES = {

@@ -4,8 +4,9 @@ import functools
 import logging
 import os
 import tempfile
+import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -70,6 +71,15 @@ def load_dataset(config: Config) -> Dataset:
     images = normalize(np.concatenate([arrays.train_images, arrays.test_images]))
     labels = np.concatenate([arrays.train_labels, arrays.test_labels]).astype(np.int32)
     return Dataset(name, Examples(images, labels), {k: rows for k, rows in splits.items() if rows})
+
+
+def describe_dataset(dataset: Dataset) -> dict[str, Any]:
+    """What tells a dataset from another: its name, its sizes, a checksum of its examples."""
+    checksum = 0
+    for array in dataset.examples:
+        checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
+    sizes = {f"{split}_examples": len(rows) for split, rows in dataset.splits.items()}
+    return {"dataset": dataset.name, **sizes, "crc32_of_examples": checksum}
 
 
 def normalize(images: UInt8[np.ndarray, "n 28 28"]) -> Float[np.ndarray, "n 784"]:

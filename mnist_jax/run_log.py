@@ -4,9 +4,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
-import logging
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -25,15 +23,18 @@ from mnist_jax.model import count_parameters
 from mnist_jax.runtime import console, describe_devices
 from mnist_jax.steps import TrainState
 from mnist_jax.workdir import (
+    check_history,
     check_same_folder,
-    has_checkpoint,
+    checkpoint_steps,
     lock_folder,
     naming,
     new_folder,
+    read_object,
+    rewrite_metrics,
     write_whole,
 )
 
-log = logging.getLogger(__name__)
+VERSIONS = {"mnist_jax": mnist_jax.__version__, "jax": jax.__version__}
 
 
 class RunLog(contextlib.AbstractContextManager["RunLog"]):
@@ -78,15 +79,12 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
 
         A run that fell back on the sample goes on with it, though mnist can be had by now.
         """
-        name = None if self._lock is None else self._recorded().get("dataset")
+        name = read_object(self._wanted / "run.json").get("dataset") if self._wanted else None
         if (self.config.dataset, name) != ("mnist", "mnist_sample"):
             return self.config
         if self.config.require_full_data:
-            raise RunError(f"the run in {self.workdir} is on {name}, not on the full data")
+            raise RunError(f"the run in {self._wanted} is on {name}, not on the full data")
         return dataclasses.replace(self.config, dataset=name)
-
-    def _recorded(self) -> dict[str, Any]:
-        return _read_object(self.workdir / "run.json")
 
     def check_folder(self) -> None:
         """Notes the first checkpoint, so that its loss would not pass for a new beginning.
@@ -95,7 +93,7 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
             RunError: the folder was moved or removed; Orbax would make another in its place.
         """
         self.take_folder()
-        if not self._run["saved"] and has_checkpoint(self.workdir):
+        if not self._run["saved"] and checkpoint_steps(self.workdir):
             self._run["saved"] = True
             self._write_json("run.json", self._run)
 
@@ -107,67 +105,46 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
         Raises:
             RunError: the checkpoints that there were are lost; or it has more epochs already.
         """
-        config, step, devices = self.config, int(state.step), describe_devices()
-        begun = (self.workdir / "run.json").exists()
-        self._check_history(step, history)
-        versions = {"mnist_jax": mnist_jax.__version__, "jax": jax.__version__}
-        sizes = {split: len(rows) for split, rows in dataset.splits.items()}
-        console.print(
-            f"mnist_jax {mnist_jax.__version__}, jax {jax.__version__}, {devices}\n"
-            f"{dataset.name}: {', '.join(f'{n:,} {split}' for split, n in sizes.items())} images\n"
-            f"{type(model).__name__}: {count_parameters(state.params):,} parameters; "
-            f"{config.optimizer}, batches of {config.batch_size}, seed {config.seed}"
-        )
-        if finished := len(history) == config.num_epochs:
-            console.print(f"{self.workdir} is finished; more --num-epochs would continue it")
-        elif step:
-            console.print(f"Continuing {self.workdir} after step {step:,}")
-        elif begun:
-            console.print(f"{self.workdir} has no checkpoint: beginning anew")
+        config, step = self.config, int(state.step)
+        check_history(self.workdir, step, history, config.num_epochs)
+        self._announce(dataset, model, state, len(history))
         # First of all: by this file a folder is known to hold a run.
         write_whole(self.workdir / CONFIG_FILE, format_config(config))
-        self._rewrite_metrics(history)
+        rewrite_metrics(self.workdir, history)
         self.history = history
-        state_of_run = {"saved": step > 0, "status": "running"}
         self._run = {
             "dataset": dataset.name,
-            **sizes,
-            **versions,
-            "devices": devices,
-            **state_of_run,
+            **_sizes(dataset),
+            **VERSIONS,
+            "devices": describe_devices(),
+            "saved": step > 0,
+            "status": "running",
         }
         self._write_json("run.json", self._run)
-        if not finished:
+        if len(history) < config.num_epochs:
             (self.workdir / "result.json").unlink(missing_ok=True)
         if config.tensorboard:
             from tensorboardX import SummaryWriter
 
             self._events = SummaryWriter(str(self.workdir), purge_step=step + 1)
 
-    def _check_history(self, step: int, history: list[dict[str, Any]]) -> None:
-        """Raises RunError if the run cannot be that of a checkpoint with `step` and `history`."""
-        finished = (self.workdir / "result.json").exists()
-        # The line of an epoch is written when the checkpoint before it is: the second proves one.
-        lines = self._read_metrics().count("\n")
-        if not step and (lines > 1 or finished or self._recorded().get("saved")):
-            raise RunError(f"{self.workdir} has lost its checkpoints; name another --workdir")
-        epochs = len(history) + (step > (history[-1]["step"] if history else 0))
-        if epochs > self.config.num_epochs:
-            raise RunError(f"{self.workdir} is in epoch {epochs} already; ask for as many")
-
-    def _read_metrics(self) -> str:
-        path = self.workdir / "metrics.jsonl"
-        return path.read_text(errors="replace") if path.exists() else ""
-
-    def _rewrite_metrics(self, history: list[dict[str, Any]]) -> None:
-        """Writes metrics.jsonl as the checkpoint knows it: the file may be ahead, or damaged."""
-        path, found = self.workdir / "metrics.jsonl", self._read_metrics()
-        known = "".join(json.dumps(record) + "\n" for record in history)
-        if not found.startswith(known):
-            log.warning(f"{path} was damaged; it is written anew, nothing is lost.")
-        elif found.count("\n") > len(history) + 1:  # the last one may not have been saved yet
-            log.warning(f"{self.workdir} has lost its checkpoints after epoch {len(history)}.")
-        write_whole(path, known)
+    def _announce(
+        self, dataset: Dataset, model: nn.Module, state: TrainState, num_finished: int
+    ) -> None:
+        versions = ", ".join(f"{name} {version}" for name, version in VERSIONS.items())
+        sizes = ", ".join(f"{n:,} {split}" for split, n in _sizes(dataset).items())
+        console.print(
+            f"{versions}, {describe_devices()}\n"
+            f"{dataset.name}: {sizes} images\n"
+            f"{type(model).__name__}: {count_parameters(state.params):,} parameters; "
+            f"{self.config.optimizer}, batches of {self.config.batch_size}, seed {self.config.seed}"
+        )
+        if num_finished == self.config.num_epochs:
+            console.print(f"{self.workdir} is finished; more --num-epochs would continue it")
+        elif state.step > 0:
+            console.print(f"Continuing {self.workdir} after step {int(state.step):,}")
+        elif (self.workdir / "run.json").exists():
+            console.print(f"{self.workdir} has no checkpoint: beginning anew")
 
     @contextlib.contextmanager
     def bar(self, epoch: int, num_steps: int) -> Iterator[Callable[[int, Summary], None]]:
@@ -189,8 +166,7 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
     ) -> None:
         """Records and says an epoch's metrics: `summaries` by their names."""
         self.check_folder()
-        record = {"epoch": epoch, "step": step, **_flatten(summaries), "seconds": seconds}
-        self.history.append(record)
+        record = self._remember(epoch, step, summaries, seconds)
         path = self.workdir / "metrics.jsonl"
         with naming(path), path.open("a") as file:
             file.write(json.dumps(record) + "\n")
@@ -199,6 +175,13 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
                 self._events.add_scalar(name, value, step)
         numbers = "   ".join(_describe(*item) for item in summaries.items())
         console.print(f"{self._title(epoch)}   {numbers}   {seconds:.1f} s")
+
+    def _remember(
+        self, epoch: int, step: int, summaries: dict[str, Summary], seconds: float
+    ) -> dict[str, Any]:
+        record = {"epoch": epoch, "step": step, **_flatten(summaries), "seconds": seconds}
+        self.history.append(record)
+        return record
 
     def finish(self, train: Summary, test: Summary) -> None:
         """Records and says the result: metrics of the final parameters."""
@@ -245,24 +228,34 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
 
 
 class SilentRunLog(RunLog):
-    """That of a process which is not the first: in a folder that is soon removed."""
+    """That of a process which is not the first: it neither prints nor writes."""
 
     def __init__(self, workdir: Path, config: Config) -> None:
-        self._scratch = tempfile.TemporaryDirectory(prefix="mnist_jax.")
-        self._shared = workdir
         console.quiet = True
-        super().__init__(self._scratch.name, config)
+        self.workdir = self._wanted = workdir
+        self.config = config
+        self.history = []
 
     def take_folder(self) -> Path:
-        """Returns the folder of the run itself."""
-        super().take_folder()
-        return self._shared
+        """Returns the folder; the first process makes and locks it."""
+        return self.workdir
 
-    def _recorded(self) -> dict[str, Any]:
-        return _read_object(self._shared / "run.json")
+    def check_folder(self) -> None:
+        """Leaves that to the first process, as all that follows."""
 
-    def _rewrite_metrics(self, history: list[dict[str, Any]]) -> None:
-        """Leaves that to the first process."""
+    def start(
+        self, dataset: Dataset, model: nn.Module, state: TrainState, history: list[dict[str, Any]]
+    ) -> None:
+        self.history = history
+
+    def finish_epoch(
+        self, epoch: int, step: int, summaries: dict[str, Summary], seconds: float
+    ) -> None:
+        self._remember(epoch, step, summaries, seconds)
+
+    def finish(self, train: Summary, test: Summary) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 def open_run_log(workdir: str | Path | None, config: Config) -> RunLog:
@@ -274,13 +267,8 @@ def open_run_log(workdir: str | Path | None, config: Config) -> RunLog:
     return RunLog(workdir, config)
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; an empty one, if that is damaged or not there."""
-    try:
-        read = json.loads(path.read_text())
-    except (ValueError, FileNotFoundError):
-        return {}
-    return read if isinstance(read, dict) else {}
+def _sizes(dataset: Dataset) -> dict[str, int]:
+    return {split: len(rows) for split, rows in dataset.splits.items()}
 
 
 def _flatten(summaries: dict[str, Summary]) -> dict[str, float]:

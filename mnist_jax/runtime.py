@@ -84,13 +84,13 @@ def _explain(error: Exception) -> int:
         if is_first_process():
             print_error(error)
         return INTERRUPTED
+    reason = str(error).partition("\n")[0]
     if isinstance(error, RunError | OSError):
         message = str(error)
     elif isinstance(error, MemoryError) or _is_out_of_memory(error):
-        reason = str(error).partition("\n")[0]
         message = f"not enough memory for the network, the batch or the data: {reason}"
     elif is_loss(error):
-        message = LOST
+        message = f"{LOST} ({reason})"
     elif jax.process_count() > 1:  # raised, it would wait for the others, who wait for this one
         message = "".join(traceback.format_exception(error))
     else:
@@ -165,7 +165,8 @@ def describe_devices() -> str:
     text = f"{count} {device.platform} device{'s' if count > 1 else ''} ({device.device_kind})"
     if jax.process_count() > 1:
         text += f" in {jax.process_count()} processes"
-    if device.platform == "cpu" and (unused := find_accelerators()):
+    chosen = os.environ.get("JAX_PLATFORMS") == "cpu"
+    if device.platform == "cpu" and not chosen and (unused := find_accelerators()):
         text += f": fallen back to the CPU, {unused[0]} is not used"
     return text
 

@@ -13,35 +13,22 @@ if __name__ == "__main__":  # before jax is imported: --help and a wrong flag ar
 import contextlib
 import shlex
 import time
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
-import jax
 import numpy as np
-import optax
-from jax.sharding import Mesh
-from jaxtyping import Int, PRNGKeyArray
 
 from mnist_jax.checkpoint import Checkpoints, Progress
 from mnist_jax.errors import Interrupted, RunError
-from mnist_jax.input_pipeline import Dataset, batch_rows, epoch_order, load_dataset
+from mnist_jax.input_pipeline import describe_dataset, epoch_order, load_dataset
 from mnist_jax.metrics import Metrics, Summary, summarize
-from mnist_jax.model import make_model
-from mnist_jax.optimizer import make_optimizer
 from mnist_jax.run_log import RunLog, open_run_log
 from mnist_jax.runtime import Signals, exit_at_once, run_program
-from mnist_jax.sharding import (
-    any_process,
-    check_batch_size,
-    check_same,
-    make_mesh,
-    replicate,
-    split_batches,
-)
-from mnist_jax.steps import Examples, TrainState, empty_metrics, evaluate, init_state, train_steps
+from mnist_jax.sharding import any_process, check_same, make_mesh, split_batches
+from mnist_jax.steps import TrainState, train_steps
+from mnist_jax.task import Task, evaluate_split, new_metrics, set_up
+from mnist_jax.workdir import checkpoint_steps
 
 
 class Result(NamedTuple):
@@ -56,22 +43,6 @@ class Result(NamedTuple):
     """Of the final parameters on the whole training set."""
     test: Summary
     workdir: Path
-
-
-class Task(NamedTuple):
-    """What stays the same throughout a run."""
-
-    config: Config
-    mesh: Mesh
-    examples: Examples
-    """A copy on each device."""
-    splits: dict[str, range]
-    batch_size: int
-    num_steps: int
-    """Of an epoch."""
-    model: nn.Module
-    tx: optax.GradientTransformation
-    order_key: PRNGKeyArray
 
 
 def train_and_evaluate(
@@ -105,14 +76,16 @@ def train_and_evaluate(
         folder = log.take_folder()
         signals.defer()
         check_same(vars(config) | origin | {"data_dir": None, "manual_dir": None})
+        check_same({f"checkpoints in {folder}": checkpoint_steps(folder)})
         with Checkpoints(folder / "checkpoints", config.keep, origin) as checkpoints:
             progress = checkpoints.restore(Progress(state, new_metrics(task), []))
             log.start(dataset, task.model, progress.state, progress.history)
             checkpoints.tidy()
             try:
                 state = train(task, progress, checkpoints, log, signals)
-                splits = ("train", "test")
-                train_summary, test_summary = (evaluate_split(task, state, s) for s in splits)
+                train_summary, test_summary = (
+                    evaluate_split(task, state, split) for split in ("train", "test")
+                )
             except FloatingPointError as error:
                 raise RunError(
                     f"{error}. Try a lower learning_rate, or warmup_steps. "
@@ -121,58 +94,6 @@ def train_and_evaluate(
             checkpoints.wait()  # nothing is announced that is not on the disk
             log.finish(train_summary, test_summary)
     return Result(dataset.name, state, log.history, train_summary, test_summary, folder)
-
-
-def describe_dataset(dataset: Dataset) -> dict[str, Any]:
-    """What tells a dataset from another: its name, its sizes, a checksum of its examples."""
-    checksum = 0
-    for array in dataset.examples:
-        checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
-    sizes = {f"{split}_examples": len(rows) for split, rows in dataset.splits.items()}
-    return {"dataset": dataset.name, **sizes, "crc32_of_examples": checksum}
-
-
-def set_up(config: Config, dataset: Dataset, mesh: Mesh) -> tuple[Task, TrainState]:
-    """All that a run begins with, from its config and dataset alone, placed on the devices.
-
-    Raises:
-        ConfigError: the devices cannot share a batch equally.
-    """
-    task = make_task(config, dataset, mesh)
-    check_batch_size(task.batch_size, mesh)
-    init_key, _ = split_seed(config.seed)
-    num_pixels = dataset.examples.images.shape[1]
-    state = init_state(init_key, num_pixels, model=task.model, tx=task.tx)
-    return task, replicate(state, mesh)
-
-
-def make_task(config: Config, dataset: Dataset, mesh: Mesh) -> Task:
-    """All but the state."""
-    num_train = len(dataset.splits["train"])
-    batch_size = min(config.batch_size, num_train)
-    num_steps = -(-num_train // batch_size)  # rounded up: the last batch is short
-    return Task(
-        config=config,
-        mesh=mesh,
-        examples=replicate(dataset.examples, mesh),
-        splits=dataset.splits,
-        batch_size=batch_size,
-        num_steps=num_steps,
-        model=make_model(config),
-        tx=make_optimizer(config, config.num_epochs * num_steps),
-        order_key=split_seed(config.seed)[1],
-    )
-
-
-def split_seed(seed: int) -> tuple[PRNGKeyArray, PRNGKeyArray]:
-    """The keys of the first parameters and of the orders of the epochs."""
-    init_key, order_key = jax.random.split(jax.random.key(seed, impl="threefry2x32"))
-    return init_key, order_key
-
-
-def new_metrics(task: Task) -> Metrics:
-    """The metrics of an epoch that has not begun."""
-    return replicate(empty_metrics(task.num_steps), task.mesh)
 
 
 def train(
@@ -237,21 +158,6 @@ def train_epoch(
                 f"the loss is not finite at step {before + int(np.argmin(finite)) + 1}"
             )
         yield state, metrics, stop
-
-
-def evaluate_split(task: Task, state: TrainState, split: str) -> Summary:
-    """The loss and accuracy of `state` over a split, each example counted once."""
-    order = split_batches(order_of_split(task, split), task.mesh)
-    summary = summarize(evaluate(state.params, task.examples, order, model=task.model))
-    if not np.isfinite(summary.loss):
-        raise FloatingPointError(f"the loss is not finite after step {int(state.step)}")
-    return summary
-
-
-def order_of_split(task: Task, split: str) -> Int[np.ndarray, "batches batch"]:
-    """The rows of a split; as many batches for each, the rest empty: evaluate compiles once."""
-    num_batches = -(-len(task.examples.labels) // task.batch_size)
-    return batch_rows(np.array(task.splits[split]), task.batch_size, num_batches)
 
 
 def stop_if(signals: Signals, checkpoints: Checkpoints, log: RunLog) -> None:

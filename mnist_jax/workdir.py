@@ -3,10 +3,13 @@
 import contextlib
 import datetime
 import fcntl
+import json
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mnist_jax.config import CONFIG_FILE, Config, check_continues, load_config
 from mnist_jax.errors import RunError
@@ -72,9 +75,47 @@ def check_same_folder(path: Path, lock: int) -> None:
     raise RunError(f"{path} was moved or removed during the run; to go on, name where it is")
 
 
-def has_checkpoint(path: Path) -> bool:
-    """Whether there is one: folders that are named after steps are whole."""
-    return any(entry.name.isdigit() for entry in path.glob("checkpoints/*"))
+def checkpoint_steps(path: Path) -> list[int]:
+    """Of which steps there are checkpoints: folders that are named after steps are whole."""
+    names = [entry.name for entry in path.glob("checkpoints/*")]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def check_history(path: Path, step: int, history: list[dict[str, Any]], num_epochs: int) -> None:
+    """Raises RunError if the run in `path` cannot be that of a checkpoint with these numbers."""
+    finished = (path / "result.json").exists()
+    # The line of an epoch is written when the checkpoint before it is: the second proves one.
+    lines = _read_metrics(path).count("\n")
+    if not step and (lines > 1 or finished or read_object(path / "run.json").get("saved")):
+        raise RunError(f"{path} has lost its checkpoints; name another --workdir")
+    epochs = len(history) + (step > (history[-1]["step"] if history else 0))
+    if epochs > num_epochs:
+        raise RunError(f"{path} is in epoch {epochs} already; ask for as many")
+
+
+def rewrite_metrics(path: Path, history: list[dict[str, Any]]) -> None:
+    """Writes metrics.jsonl as the checkpoint knows it: the file may be ahead, or damaged."""
+    file, found = path / "metrics.jsonl", _read_metrics(path)
+    known = "".join(json.dumps(record) + "\n" for record in history)
+    if not found.startswith(known):
+        log.warning(f"{file} was damaged; it is written anew, nothing is lost.")
+    elif found.count("\n") > len(history) + 1:  # the last one may not have been saved yet
+        log.warning(f"{path} has lost its checkpoints after epoch {len(history)}.")
+    write_whole(file, known)
+
+
+def _read_metrics(path: Path) -> str:
+    file = path / "metrics.jsonl"
+    return file.read_text(errors="replace") if file.exists() else ""
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one, if that is damaged or not there."""
+    try:
+        read = json.loads(path.read_text())
+    except (ValueError, FileNotFoundError):
+        return {}
+    return read if isinstance(read, dict) else {}
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -86,6 +127,14 @@ def write_whole(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         incomplete.replace(path)
+
+
+def check_writable(path: Path) -> None:
+    """Raises RunError unless `path` can be written: before the work, rather than after it."""
+    if path.is_dir():
+        raise RunError(f"{path} is a folder; name a file")
+    with naming(path):
+        tempfile.TemporaryFile(dir=path.parent).close()
 
 
 @contextlib.contextmanager

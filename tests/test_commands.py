@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -14,11 +15,13 @@ import pytest
 
 from mnist_jax.commands import check, seeds
 from mnist_jax.config import Config
+from mnist_jax.errors import RunError
 from mnist_jax.input_pipeline import Dataset, load_dataset
-from mnist_jax.runtime import console
+from mnist_jax.runtime import console, describe_devices
 from mnist_jax.sharding import make_mesh
-from mnist_jax.steps import Examples
-from mnist_jax.train import make_task, new_metrics, set_up, train_and_evaluate, train_epoch
+from mnist_jax.steps import Examples, TrainState
+from mnist_jax.task import make_task, new_metrics, set_up
+from mnist_jax.train import train_and_evaluate, train_epoch
 from tests.small import assert_first_step_alike
 
 
@@ -85,6 +88,37 @@ def test_seeds_end_as_single_runs_do(
         assert f"{100 * row['test']['accuracy']:.2f}" in table
 
 
+def test_a_seed_that_diverges_is_named_and_left_out(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_seeds = seeds.train_seeds
+
+    def spoil(*args: Any) -> TrainState:
+        state = train_seeds(*args)
+        spoiled = jax.tree.map(lambda x: x.at[1].set(np.nan), state.params)
+        return state._replace(params=spoiled)
+
+    monkeypatch.setattr(seeds, "train_seeds", spoil)
+    options = seeds.Options(num_seeds=3, out=tmp_path / "seeds.json")
+    with pytest.raises(RunError, match="1 of 3 seeds end with a loss that is not finite: 1"):
+        seeds.compare_seeds(dataclasses.replace(config, num_epochs=1), options)
+    report = json.loads(options.out.read_text(), parse_constant=pytest.fail)  # NaN is no JSON
+    assert ([row["seed"] for row in report["seeds"]], report["diverged"]) == ([0, 2], [1])
+    accuracies = [row["test"]["accuracy"] for row in report["seeds"]]
+    assert report["test_accuracy"]["mean"] == pytest.approx(np.mean(accuracies))
+
+
+@pytest.mark.parametrize(
+    ("out", "message"), [("", "is a folder; name a file"), ("none/out.json", "No such file")]
+)
+def test_seeds_that_could_not_be_written_are_not_trained(
+    out: str, message: str, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seeds, "load_dataset", pytest.fail)
+    with pytest.raises(RunError, match=message):
+        seeds.compare_seeds(config, seeds.Options(out=tmp_path / out))
+
+
 def test_the_spread_is_that_of_the_textbook() -> None:
     """Student's t for 3 degrees of freedom: 3.182."""
     described = seeds.describe([0.97, 0.98, 0.98, 0.99])
@@ -133,6 +167,27 @@ def test_check_says_what_is_wrong(
     assert report["reasons"][0].startswith(reason)
 
 
+def test_check_tells_of_what_ends_it(call_check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (MemoryError(), FloatingPointError("the loss is not finite at step 3")):
+        monkeypatch.setattr(check, "measure", Mock(side_effect=error))
+        code, report = call_check()
+        assert (code, report["ok"]) == (1, False)
+        assert report["reasons"] == [str(error) or "MemoryError"]
+
+
+@pytest.mark.parametrize(("chosen", "said"), [(None, True), ("", True), ("cpu", False)])
+def test_an_accelerator_that_jax_leaves_unused_is_told(
+    chosen: str | None, said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless the CPU was asked for."""
+    monkeypatch.setattr("glob.glob", lambda pattern: ["/dev/nvidia0"] * ("nvidia" in pattern))
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("JAX_PLATFORMS", chosen)
+    told = "fallen back to the CPU, /dev/nvidia0 is not used" in describe_devices()
+    assert told == (said and jax.default_backend() == "cpu")
+
+
 @pytest.mark.slow
 def test_check_and_ten_seeds_on_full_mnist(
     manual_dir: Path, tmp_path: Path, call_check: Any
@@ -142,7 +197,12 @@ def test_check_and_ten_seeds_on_full_mnist(
     code, report = call_check(*flags, "--learning-rate", "0.01")
     assert code == 1
     assert any("test accuracy" in reason for reason in report["reasons"])
+    single_run = train_and_evaluate(Config(data_dir=str(tmp_path / "data"), seed=9), tmp_path / "9")
     assert seeds.main([*flags, "--out", str(tmp_path / "seeds.json")]) == 0
-    statistics = json.loads((tmp_path / "seeds.json").read_text())["test_accuracy"]
+    found = json.loads((tmp_path / "seeds.json").read_text())
+    statistics = found["test_accuracy"]
     assert statistics["mean"] == pytest.approx(0.980, abs=0.001)
     assert statistics["standard_deviation"] < 0.002
+    assert found["seeds"][9]["test"]["accuracy"] == pytest.approx(
+        single_run.test.accuracy, abs=3e-3
+    )

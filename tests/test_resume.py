@@ -175,7 +175,7 @@ def test_a_crash_loses_only_what_is_after_the_newest_checkpoint(
     assert said in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["load_dataset", "train_steps", "evaluate", "stop_if"])
+@pytest.mark.parametrize("name", ["load_dataset", "train_steps", "evaluate_split", "stop_if"])
 def test_a_folder_moved_during_the_run_stops_it(
     name: str, config: Config, whole: Result, after_chunk: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:

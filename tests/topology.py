@@ -16,7 +16,8 @@ from mnist_jax.sharding import (
     split_batches,
 )
 from mnist_jax.steps import loss_fn, take_batch, train_steps
-from mnist_jax.train import evaluate_split, new_metrics, set_up, train_epoch
+from mnist_jax.task import evaluate_split, new_metrics, set_up
+from mnist_jax.train import train_epoch
 
 
 def main(out: str) -> None:

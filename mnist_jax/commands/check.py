@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.errors import JaxRuntimeError
 
 import mnist_jax
 from mnist_jax.command_line import Platform, check_options, parse_args
@@ -16,7 +17,8 @@ from mnist_jax.errors import ConfigError, RunError
 from mnist_jax.input_pipeline import load_dataset
 from mnist_jax.runtime import check_platform, console, describe_devices, exit_at_once, run_program
 from mnist_jax.sharding import make_mesh
-from mnist_jax.train import new_metrics, set_up, train_and_evaluate, train_epoch
+from mnist_jax.task import new_metrics, set_up
+from mnist_jax.train import train_and_evaluate, train_epoch
 
 DESCRIPTION = """Train the default config, compare it with the known numbers, and print one JSON
 object: for a new accelerator or a new jax. The exit code is 1 if a number is not the known one."""
@@ -70,8 +72,8 @@ def check(config: Config, require_platform: Platform) -> int:
         report |= {"jax": jax.__version__, "devices": describe_devices()}
         report |= measure(config)
         reasons = compare(report)
-    except (RunError, ConfigError, FloatingPointError, jax.errors.JaxRuntimeError) as error:
-        reasons = [str(error)]
+    except (RunError, ConfigError, FloatingPointError, MemoryError, JaxRuntimeError) as error:
+        reasons = [str(error) or type(error).__name__]
     print(json.dumps({**report, "ok": not reasons, "reasons": reasons}, indent=2))
     return 1 if reasons else 0
 

@@ -17,13 +17,14 @@ from scipy import stats
 
 from mnist_jax.command_line import Platform, check_options, parse_args
 from mnist_jax.config import Config, Range
+from mnist_jax.errors import RunError
 from mnist_jax.input_pipeline import epoch_order, load_dataset
 from mnist_jax.metrics import Metrics, Summary, summarize
 from mnist_jax.runtime import check_platform, console, describe_devices, exit_at_once, run_program
 from mnist_jax.sharding import make_mesh, split_leading_axis
 from mnist_jax.steps import TrainState, empty_metrics, evaluate, init_state, train_steps
-from mnist_jax.train import Task, make_task, order_of_split, split_seed
-from mnist_jax.workdir import write_whole
+from mnist_jax.task import Task, make_task, order_of_split, split_seed
+from mnist_jax.workdir import check_writable, write_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,33 +63,39 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def compare_seeds(config: Config, options: Options) -> None:
-    """Trains, prints a table, and writes the JSON file."""
+    """Trains, prints a table, and writes the JSON file.
+
+    Raises:
+        RunError: a loss is not finite; the table and the file are then of the other seeds.
+    """
     check_platform(options.require_platform)
+    check_writable(options.out)
     started = time.perf_counter()
     dataset = load_dataset(config)
     task = make_task(config, dataset, make_mesh())
     seeds = range(config.seed, config.seed + options.num_seeds)
     console.print(f"{dataset.name}, {len(seeds)} seeds, {describe_devices()}")
-    states = train_seeds(task, seeds)
-    outcomes = evaluate_seeds(task, states, seeds)
+    outcomes = evaluate_seeds(task, train_seeds(task, seeds), seeds)
     seconds = time.perf_counter() - started
-    statistics = describe([outcome.test.accuracy for outcome in outcomes])
-    show(outcomes, statistics, seconds)
-    report = {
-        "dataset": dataset.name,
-        "config": dataclasses.asdict(config),
-        "seeds": [
-            {
-                "seed": o.seed,
-                "train": dataclasses.asdict(o.train),
-                "test": dataclasses.asdict(o.test),
-            }
-            for o in outcomes
-        ],
-        "test_accuracy": statistics,
-        "seconds": seconds,
-    }
-    write_whole(options.out, json.dumps(report, indent=2) + "\n")
+    diverged = sorted({*seeds} - {outcome.seed for outcome in outcomes})
+    if len(outcomes) > 1:
+        statistics = describe([outcome.test.accuracy for outcome in outcomes])
+        report = {
+            "dataset": dataset.name,
+            "config": dataclasses.asdict(config),
+            "seeds": [dataclasses.asdict(outcome) for outcome in outcomes],
+            "diverged": diverged,
+            "test_accuracy": statistics,
+            "seconds": seconds,
+        }
+        write_whole(options.out, json.dumps(report, indent=2) + "\n")
+        show(outcomes, statistics)
+    console.print(f"{seconds:.1f} s, {seconds / len(seeds):.2f} s a seed")
+    if diverged:
+        raise RunError(
+            f"{len(diverged)} of {len(seeds)} seeds end with a loss that is not finite: "
+            f"{', '.join(map(str, diverged))}. Try a lower learning_rate, or warmup_steps"
+        )
 
 
 def train_seeds(task: Task, seeds: Sequence[int]) -> TrainState:
@@ -123,17 +130,24 @@ def train_seeds(task: Task, seeds: Sequence[int]) -> TrainState:
 
 
 def evaluate_seeds(task: Task, states: TrainState, seeds: Sequence[int]) -> list[Outcome]:
-    """The metrics of each seed's parameters on the whole training and test set."""
+    """The metrics of each seed's parameters on the whole training and test set.
+
+    Those with a loss that is not finite are left out.
+    """
     evaluate_all = jax.jit(
         jax.vmap(functools.partial(evaluate, model=task.model), in_axes=(0, None, None))
     )
-    summaries = {}
-    for split in ("train", "test"):
-        stacked = evaluate_all(states.params, task.examples, order_of_split(task, split))
-        stacked = jax.tree.map(np.asarray, stacked)
-        rows = range(len(seeds))
-        summaries[split] = [summarize(Metrics(*(x[i] for x in stacked))) for i in rows]
-    return [Outcome(*row) for row in zip(seeds, summaries["train"], summaries["test"], strict=True)]
+    train, test = (
+        jax.tree.map(
+            np.asarray, evaluate_all(states.params, task.examples, order_of_split(task, split))
+        )
+        for split in ("train", "test")
+    )
+    outcomes = [
+        Outcome(seed, *(summarize(Metrics(*(x[i] for x in split))) for split in (train, test)))
+        for i, seed in enumerate(seeds)
+    ]
+    return [o for o in outcomes if np.isfinite([o.train.loss, o.test.loss]).all()]
 
 
 def stack(tree: Any, n: int) -> Any:
@@ -154,7 +168,7 @@ def describe(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def show(outcomes: Sequence[Outcome], statistics: dict[str, Any], seconds: float) -> None:
+def show(outcomes: Sequence[Outcome], statistics: dict[str, Any]) -> None:
     """Prints the table of seeds, and what follows from it."""
     table = Table("seed", "test accuracy, %", "test loss", "training accuracy, %")
     for outcome in outcomes:
@@ -175,8 +189,7 @@ def show(outcomes: Sequence[Outcome], statistics: dict[str, Any], seconds: float
         f"Test accuracy: mean {mean} %, 95 % interval of the mean {low} to {high} %\n"
         f"Standard deviation: {deviation} points\n"
         f"Best: seed {best.seed}, {100 * best.test.accuracy:.2f} %; "
-        f"worst: seed {worst.seed}, {100 * worst.test.accuracy:.2f} %\n"
-        f"{seconds:.1f} s, {seconds / len(outcomes):.2f} s a seed"
+        f"worst: seed {worst.seed}, {100 * worst.test.accuracy:.2f} %"
     )
 
 
