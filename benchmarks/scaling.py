@@ -7,20 +7,22 @@ real: the all-reduce of the gradients, and starting a program on each.
 """
 
 import os
+import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 
-STEPS, ROUNDS = 200, 7
+STEPS, ROUNDS, CALLS = 200, 7, 100
 
 
 def main() -> None:
     """Prints a line for each number of devices, from a process of its own."""
-    print("devices   step, ms   all-reduce of 1.6 MB, ms   an empty program, ms")
+    print("devices   step, ms   all-reduces in it   one of 1.6 MB, ms   an empty program, ms")
+    given = os.environ.get("XLA_FLAGS", "")
     for devices in (1, 2, 4, 8):
-        flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        flags = {"XLA_FLAGS": f"{given} --xla_force_host_platform_device_count={devices}"}
         command = [sys.executable, __file__, "here"]
         subprocess.run(command, env={**os.environ, **flags}, check=True)
 
@@ -34,7 +36,7 @@ def measure() -> None:
     from mnist_jax.input_pipeline import Dataset, batch_rows
     from mnist_jax.sharding import make_mesh, replicate, split_batches, split_leading_axis
     from mnist_jax.steps import Examples, train_steps
-    from mnist_jax.train import new_metrics, set_up
+    from mnist_jax.task import new_metrics, set_up
 
     num_examples = 128 * STEPS
     rng = np.random.default_rng(0)
@@ -47,22 +49,30 @@ def measure() -> None:
     order = split_batches(batch_rows(rng.permutation(num_examples), 128), mesh)
     metrics = new_metrics(task)
 
+    static = {"model": task.model, "tx": task.tx}
+
     def steps() -> None:
         nonlocal state, metrics
-        static = {"model": task.model, "tx": task.tx}
         state, metrics = train_steps(state, metrics, task.examples, order, 0, STEPS, **static)
         jax.block_until_ready(state)
 
+    program = train_steps.lower(state, metrics, task.examples, order, 0, STEPS, **static)
+    num_reduces = len(re.findall(r" all-reduce(?:-start)?\(", str(program.compile().as_text())))
     # A sum over the devices that each of them gets: as the gradients' in a step.
     gradients = split_leading_axis(np.ones((mesh.size, 407_050), np.float32), mesh)
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     all_reduce = jax.jit(lambda x: x.sum(0), out_shardings=everywhere)
     small = replicate(np.zeros((), np.float32), mesh)
     empty = jax.jit(lambda x: x + 1)
+
+    def many(function: Callable[[], object]) -> Callable[[], object]:
+        return lambda: [jax.block_until_ready(function()) for _ in range(CALLS)]
+
     step = median_ms(steps) / STEPS
-    reduced = median_ms(lambda: jax.block_until_ready(all_reduce(gradients)))
-    launched = median_ms(lambda: jax.block_until_ready(empty(small)))
-    print(f"{mesh.size:7}   {step:8.2f}   {reduced:24.2f}   {launched:20.3f}", flush=True)
+    reduced = median_ms(many(lambda: all_reduce(gradients))) / CALLS
+    launched = median_ms(many(lambda: empty(small))) / CALLS
+    numbers = f"{step:8.2f}   {num_reduces:17}   {reduced:17.2f}   {launched:20.3f}"
+    print(f"{mesh.size:7}   {numbers}", flush=True)
 
 
 def median_ms(function: Callable[[], object]) -> float:

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,9 +24,10 @@ from mnist_jax.command_line import Launch
 from mnist_jax.errors import ConfigError, RunError
 
 AXIS = "devices"
+LOST = "a process of this run has ended, or cannot be reached; start all of them again"
 SILENCE_SECONDS = 40  # after which JAX gives a process up, and ends the others
+LAST_WORDS_SECONDS = 10  # for the others to say what is wrong, as it may be with them too
 _watchers: list[subprocess.Popen[bytes]] = []
-LOST = "another process of this run has ended, or cannot be reached; start all of them again"
 
 
 def join_processes(launch: Launch) -> None:
@@ -60,12 +62,25 @@ def _watch_over_this_process() -> None:
 
 
 def leave_processes(failed: bool) -> None:
-    """Ends this process's part in a run: after all the others, unless it has failed."""
-    if _watchers and not failed:
-        with contextlib.suppress(RuntimeError):  # another has just failed: too late to matter
-            jax.distributed.shutdown()
-    for watcher in _watchers:
-        watcher.communicate(b"leaving\n")
+    """Ends this process's part in a run, after all the others; if it has failed, it waits less."""
+    if not _watchers:
+        return
+    if failed:  # what is wrong has been said, and JAX may end the process now
+        _dismiss_watchers()
+    leaving = threading.Thread(target=_shut_down, daemon=True)
+    leaving.start()
+    leaving.join(LAST_WORDS_SECONDS if failed else None)
+    _dismiss_watchers()
+
+
+def _shut_down() -> None:
+    with contextlib.suppress(RuntimeError):  # another has just failed: too late to matter
+        jax.distributed.shutdown()
+
+
+def _dismiss_watchers() -> None:
+    while _watchers:
+        _watchers.pop().communicate(b"leaving\n")
 
 
 def is_loss(error: Exception) -> bool:

@@ -147,6 +147,20 @@ def test_a_run_goes_on_with_another_number_of_devices(
 
 
 @pytest.mark.slow
+def test_devices_share_seeds(sample_flags: list[str], tmp_path: Path) -> None:
+    """Three seeds on two devices: a fourth is trained and left out."""
+    accuracies = []
+    for devices in (1, 2):
+        out = tmp_path / f"{devices}.json"
+        flags = [*sample_flags, "--num-epochs", "2", "--num-seeds", "3", "--out", str(out)]
+        run(["-m", "mnist_jax", "seeds", *flags], devices=devices)
+        rows = json.loads(out.read_text())["seeds"]
+        assert [row["seed"] for row in rows] == [0, 1, 2]
+        accuracies.append([row["test"]["accuracy"] for row in rows])
+    np.testing.assert_allclose(*accuracies, atol=0.01)  # ten of the 1,000 images
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("processes", "devices"), [(2, 2)])
 def test_each_topology_goes_on_bit_for_bit(
     processes: int, devices: int, sample_flags: list[str], tmp_path: Path
@@ -230,6 +244,38 @@ def test_processes_that_differ_all_end(
     errors = [process.communicate(timeout=90)[1] for process in running]
     assert all(process.returncode in (1, 2) for process in running)
     assert all(message in " ".join(text.replace("│", " ").split()) for text in errors)
+
+
+@pytest.mark.slow
+def test_a_bug_in_one_process_ends_all_and_keeps_its_traceback(
+    sample_flags: list[str], tmp_path: Path
+) -> None:
+    program = """if True:
+        import sys
+        from mnist_jax import train
+        from mnist_jax.command_line import parse_args
+        from mnist_jax.runtime import Signals, exit_at_once
+        if sys.argv[-1] == "1":
+            train.evaluate_split = None
+        exit_at_once(train.run(*parse_args(), Signals()))"""
+    words = ["-c", program, *sample_flags, "--workdir", str(tmp_path / "run")]
+    started = time.monotonic()
+    running = start(words, 2)
+    errors = [process.communicate(timeout=90)[1] for process in running]
+    assert time.monotonic() - started < 75
+    assert 0 not in [process.returncode for process in running]
+    assert "TypeError: 'NoneType' object is not callable" in errors[1]
+    assert f"error: {LOST}" in errors[0]
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_not_shared_is_refused(sample_flags: list[str], tmp_path: Path) -> None:
+    flags = [*TRAIN, *sample_flags, "--num-epochs", "2"]
+    run([*flags, "--workdir", str(tmp_path / "0")])
+    running = start(flags, 2, each=lambda i: ["--workdir", str(tmp_path / str(i))])
+    errors = [process.communicate(timeout=90)[1] for process in running]
+    assert [process.returncode for process in running] == [1, 1]
+    assert all("the processes of this run differ" in text for text in errors)
 
 
 @pytest.mark.parametrize(
