@@ -35,7 +35,7 @@ class Launch:
     """Fail rather than run on another: where jax finds no accelerator, it takes the CPU."""
     coordinator_address: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
     """Of process 0, in a run of several processes that share --workdir; or auto: as the cluster
-    says, which is the default where the environment tells of several (srun, Open MPI, GKE's TPUs)."""
+    says: the default where the environment tells of several (srun, Open MPI, TPUs on GKE)."""
     num_processes: Annotated[int | None, Range(1)] = None
     """How many processes the run has; each gets the same command, but for its process_id."""
     process_id: Annotated[int | None, Range(0)] = None
