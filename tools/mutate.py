@@ -96,16 +96,21 @@ def run_tests(mutation: tuple[str, str, str] | None, test: str = "tests") -> str
             shutil.copytree(ROOT / part, Path(directory, part))
         for part in ("pyproject.toml", "README.md"):
             shutil.copy(ROOT / part, directory)
-        tests = [test]
         if mutation:
             file, old, new = mutation
             path = Path(directory, "mnist_jax", file)
             path.write_text(path.read_text().replace(old, new))
-            tests = [f"tests/test_{file}", "tests/test_numerics.py", test]  # the likeliest first
-        # Here "python -m" puts the copy before the installed package.
-        options = ["-x", "-q", "--tb=no", "-p", "no:randomly", "-p", "no:cacheprovider"]
-        command = [sys.executable, "-m", "pytest", *options, *tests]
-        process = subprocess.run(command, cwd=directory, capture_output=True, text=True)
+            likeliest = f"tests/test_{file}", "tests/test_numerics.py"
+            return first_failure(directory, *likeliest) or first_failure(directory, test)
+        return first_failure(directory, test)
+
+
+def first_failure(directory: str, *tests: str) -> str | None:
+    """The first of `tests` that fails in `directory`."""
+    # Here "python -m" puts the copy before the installed package.
+    options = ["-x", "-q", "--tb=no", "-p", "no:randomly", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *options, *tests]
+    process = subprocess.run(command, cwd=directory, capture_output=True, text=True)
     if process.returncode not in (0, 1):  # 1: a test failed; anything else is no verdict
         raise SystemExit(process.stdout + process.stderr)
     failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", process.stdout, re.MULTILINE)
