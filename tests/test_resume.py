@@ -17,6 +17,7 @@ import chex
 import pytest
 
 from mnist_jax import input_pipeline, run_log, train
+from mnist_jax import workdir as workdirs
 from mnist_jax.config import Config, load_config
 from mnist_jax.errors import ConfigError, Interrupted, RunError
 from mnist_jax.train import Result, train_and_evaluate
@@ -457,7 +458,8 @@ def test_a_run_may_be_killed_at_each_of_its_first_writes(
         left -= 1
         write_whole(*args)
 
-    monkeypatch.setattr(run_log, "write_whole", write_some)
+    for module in (run_log, workdirs):
+        monkeypatch.setattr(module, "write_whole", write_some)
     for survived in range(3):
         left = survived
         with pytest.raises(OSError, match="killed"):
