@@ -53,6 +53,7 @@ def mnist_jax(data: Data) -> Contestant:
     """This project, as `train_and_evaluate` calls it, but for logs and checkpoints."""
     import jax
 
+    from mnist_jax import task as tasks
     from mnist_jax import train
     from mnist_jax.config import Config
     from mnist_jax.input_pipeline import Dataset
@@ -62,18 +63,18 @@ def mnist_jax(data: Data) -> Contestant:
     examples = Examples(*(np.concatenate(pair) for pair in (data[::2], data[1::2])))
     num_train = len(data.train_labels)
     splits = {"train": range(num_train), "test": range(num_train, len(examples.labels))}
-    task, state = train.set_up(Config(), Dataset("mnist", examples, splits), make_mesh())
+    task, state = tasks.set_up(Config(), Dataset("mnist", examples, splits), make_mesh())
     epoch = 0
 
     def train_epoch() -> None:
         nonlocal state, epoch
         epoch += 1
-        chunks = train.train_epoch(task, state, train.new_metrics(task), epoch)
+        chunks = train.train_epoch(task, state, tasks.new_metrics(task), epoch)
         for state, _, _ in chunks:
             pass
         jax.block_until_ready(state)
 
-    return Contestant(train_epoch, lambda: train.evaluate_split(task, state, "test").accuracy)
+    return Contestant(train_epoch, lambda: tasks.evaluate_split(task, state, "test").accuracy)
 
 
 def flax_nnx(data: Data) -> Contestant:

@@ -55,15 +55,16 @@ def run_stages() -> None:
     import optax  # noqa: F401
 
     lap("flax, optax")
-    from mnist_jax import checkpoint, input_pipeline, runtime, sharding, steps, train
+    from mnist_jax import checkpoint, input_pipeline, runtime, sharding, steps
+    from mnist_jax import task as tasks
 
     runtime.enable_compilation_cache()
     lap("the package")
     dataset = input_pipeline.load_dataset(config)
     lap("data: the decoded cache, normalised")
-    task, state = jax.block_until_ready(train.set_up(config, dataset, sharding.make_mesh()))
+    task, state = jax.block_until_ready(tasks.set_up(config, dataset, sharding.make_mesh()))
     lap("data to the device, first parameters")
-    description = train.describe_dataset(dataset)
+    description = input_pipeline.describe_dataset(dataset)
     lap("checksum of the data")
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = checkpoint.Checkpoints(Path(folder), config.keep, description)
@@ -71,7 +72,7 @@ def run_stages() -> None:
         order = input_pipeline.epoch_order(
             task.order_key, 1, len(task.splits["train"]), task.batch_size
         )
-        metrics = train.new_metrics(task)
+        metrics = tasks.new_metrics(task)
         static = {"model": task.model, "tx": task.tx}
         jax.block_until_ready(
             steps.train_steps(state, metrics, task.examples, order, 0, 1, **static)

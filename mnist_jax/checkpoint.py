@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from mnist_jax.config import differences
 from mnist_jax.errors import RunError
 from mnist_jax.metrics import Metrics
-from mnist_jax.sharding import LOST, is_loss
+from mnist_jax.processes import LOST, is_loss
 from mnist_jax.steps import TrainState
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     def restore(self, template: Progress) -> Progress:
         """The newest intact checkpoint, on the devices of `template`; that itself if there is none.
 
-        Damaged ones after it are named. Nothing is changed: that is for `tidy`.
+        Damaged ones, which are newer, are named. Nothing is changed: that is for `tidy`.
 
         Raises:
             RunError: none is intact, or one cannot be read; or the run's data, settings or model

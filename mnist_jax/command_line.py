@@ -26,7 +26,7 @@ Platform = Literal["cpu", "gpu", "tpu"] | None
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """Where a run happens, which decides none of its numbers but by rounding."""
+    """Train the network, test it and save it."""
 
     workdir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """The run folder, to make or to continue: then its config.json gives the settings; without it,
@@ -65,16 +65,15 @@ def check_options(options: Any) -> None:
 
 
 def parse_args(
-    args: Sequence[str] | None = None,
-    options: type[T] = Launch,
-    prog: str = "python -m mnist_jax.train",
-    description: str = "Train the network, test it and save it.",
+    args: Sequence[str] | None = None, options: type[T] = Launch, command: str | None = None
 ) -> tuple[Config, T]:
     """What a command line says; prints a box and exits with 2 if it is wrong.
 
     Args:
         args: the words after the command; None: of this process.
-        options: a dataclass of the flags beside those of Config; all must have defaults.
+        options: a dataclass of the flags beside those of Config; all must have defaults. Its
+            docstring says what the command does.
+        command: its name; None: `python -m mnist_jax.train`.
     """
     files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     files.add_argument("--config", nargs="?")  # tyro, below, complains of a missing path
@@ -91,12 +90,12 @@ def parse_args(
 
     default = options()
 
-    def command(
+    def parse(
         config: tyro.conf.OmitArgPrefixes[Config] = base,  # pyright: ignore
         preset: Annotated[Path | None, tyro.conf.arg(name="config", metavar="PATH")] = None,
         options: tyro.conf.OmitArgPrefixes[options] = default,  # pyright: ignore
     ) -> tuple[Config, Any]:
-        """What it does is said by `description`.
+        """Returns them as they come.
 
         Args:
             config: the settings of the run
@@ -106,7 +105,8 @@ def parse_args(
         """
         return config, options  # pyright: ignore
 
-    return tyro.cli(command, prog=prog, description=description, args=args)
+    prog = f"python -m mnist_jax {command}" if command else "python -m mnist_jax.train"
+    return tyro.cli(parse, prog=prog, description=options.__doc__, args=args)
 
 
 def print_usage_error(message: str) -> None:

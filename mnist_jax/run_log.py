@@ -20,6 +20,7 @@ from mnist_jax.errors import ConfigError, Interrupted, RunError
 from mnist_jax.input_pipeline import Dataset
 from mnist_jax.metrics import Summary
 from mnist_jax.model import count_parameters
+from mnist_jax.processes import is_first_process
 from mnist_jax.runtime import console, describe_devices
 from mnist_jax.steps import TrainState
 from mnist_jax.workdir import (
@@ -38,10 +39,11 @@ VERSIONS = {"mnist_jax": mnist_jax.__version__, "jax": jax.__version__}
 
 
 class RunLog(contextlib.AbstractContextManager["RunLog"]):
-    """A run folder and its files; no other process can train in it meanwhile.
+    """A run folder and its files; no other run can train in it meanwhile.
 
     They are config.json (the Config), run.json (what it runs on, and how it stands), metrics.jsonl
     (a line an epoch, written as it happens), result.json and, if wanted, TensorBoard events.
+    Where a run has several processes, the first one locks and writes.
     """
 
     def __init__(self, workdir: str | Path | None, config: Config) -> None:
@@ -51,6 +53,9 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
             ConfigError: it holds another run; or TensorBoard is wanted and not installed.
             RunError: it holds something else; or another process trains in it.
         """
+        self._writes = is_first_process()
+        if jax.process_count() > 1 and workdir is None:
+            raise ConfigError("several processes need a folder that they share: --workdir DIR")
         if config.tensorboard and not importlib.util.find_spec("tensorboardX"):
             raise ConfigError('tensorboard needs tensorboardX: pip install -e ".[tensorboard]"')
         self.config = config
@@ -66,6 +71,8 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
         """Makes the folder, unless it is there, and returns it."""
         if self._lock is not None:
             check_same_folder(self.workdir, self._lock)
+        elif self._wanted and not self._writes:
+            self.workdir = self._wanted
         else:
             self.workdir = self._wanted or new_folder()
             if self.workdir.is_file():
@@ -93,7 +100,7 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
             RunError: the folder was moved or removed; Orbax would make another in its place.
         """
         self.take_folder()
-        if not self._run["saved"] and checkpoint_steps(self.workdir):
+        if self._writes and not self._run["saved"] and checkpoint_steps(self.workdir):
             self._run["saved"] = True
             self._write_json("run.json", self._run)
 
@@ -107,11 +114,13 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
         """
         config, step = self.config, int(state.step)
         check_history(self.workdir, step, history, config.num_epochs)
+        self.history = history
+        if not self._writes:
+            return
         self._announce(dataset, model, state, len(history))
         # First of all: by this file a folder is known to hold a run.
         write_whole(self.workdir / CONFIG_FILE, format_config(config))
         rewrite_metrics(self.workdir, history)
-        self.history = history
         self._run = {
             "dataset": dataset.name,
             **_sizes(dataset),
@@ -166,7 +175,10 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
     ) -> None:
         """Records and says an epoch's metrics: `summaries` by their names."""
         self.check_folder()
-        record = self._remember(epoch, step, summaries, seconds)
+        record = {"epoch": epoch, "step": step, **_flatten(summaries), "seconds": seconds}
+        self.history.append(record)
+        if not self._writes:
+            return
         path = self.workdir / "metrics.jsonl"
         with naming(path), path.open("a") as file:
             file.write(json.dumps(record) + "\n")
@@ -176,16 +188,11 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
         numbers = "   ".join(_describe(*item) for item in summaries.items())
         console.print(f"{self._title(epoch)}   {numbers}   {seconds:.1f} s")
 
-    def _remember(
-        self, epoch: int, step: int, summaries: dict[str, Summary], seconds: float
-    ) -> dict[str, Any]:
-        record = {"epoch": epoch, "step": step, **_flatten(summaries), "seconds": seconds}
-        self.history.append(record)
-        return record
-
     def finish(self, train: Summary, test: Summary) -> None:
         """Records and says the result: metrics of the final parameters."""
         self.check_folder()
+        if not self._writes:
+            return
         self._write_json("result.json", _flatten({"train": train, "test": test}))
         gap = 100 * (train.accuracy - test.accuracy)
         console.print(
@@ -225,46 +232,6 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
 
     def _title(self, epoch: int) -> str:
         return f"epoch {epoch:>{len(str(self.config.num_epochs))}}/{self.config.num_epochs}"
-
-
-class SilentRunLog(RunLog):
-    """That of a process which is not the first: it neither prints nor writes."""
-
-    def __init__(self, workdir: Path, config: Config) -> None:
-        console.quiet = True
-        self.workdir = self._wanted = workdir
-        self.config = config
-        self.history = []
-
-    def take_folder(self) -> Path:
-        """Returns the folder; the first process makes and locks it."""
-        return self.workdir
-
-    def check_folder(self) -> None:
-        """Leaves that to the first process, as all that follows."""
-
-    def start(
-        self, dataset: Dataset, model: nn.Module, state: TrainState, history: list[dict[str, Any]]
-    ) -> None:
-        self.history = history
-
-    def finish_epoch(
-        self, epoch: int, step: int, summaries: dict[str, Summary], seconds: float
-    ) -> None:
-        self._remember(epoch, step, summaries, seconds)
-
-    def finish(self, train: Summary, test: Summary) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-def open_run_log(workdir: str | Path | None, config: Config) -> RunLog:
-    """The RunLog of this process: where a run has several, only the first one writes and prints."""
-    if jax.process_count() > 1 and workdir is None:
-        raise ConfigError("several processes need a folder that they share: --workdir DIR")
-    if jax.process_index() > 0:
-        return SilentRunLog(Path(os.path.expanduser(str(workdir))), config)
-    return RunLog(workdir, config)
 
 
 def _sizes(dataset: Dataset) -> dict[str, int]:

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from mnist_jax.command_line import Launch, print_usage_error
 from mnist_jax.errors import ConfigError, Interrupted, RunError
-from mnist_jax.sharding import LOST, is_first_process, is_loss, join_processes, leave_processes
+from mnist_jax.processes import LOST, is_first_process, is_loss, join_processes, leave_processes
 
 INTERRUPTED = 75  # EX_TEMPFAIL: whoever started the program may start it again
 
@@ -48,8 +48,7 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
-            if handler is not None:  # as one is that C has installed
-                signal.signal(number, handler)
+            signal.signal(number, handler)
 
 
 def run_program(function: Callable[[], int | None], launch: Launch | None = None) -> int:
@@ -61,7 +60,10 @@ def run_program(function: Callable[[], int | None], launch: Launch | None = None
     code = 1
     try:
         if launch:
-            join_processes(launch)
+            join_processes(launch.coordinator_address, launch.num_processes, launch.process_id)
+            if not is_first_process():  # the first one prints
+                console.quiet = True
+                logging.getLogger("mnist_jax").setLevel(logging.ERROR)
             check_platform(launch.require_platform)
         enable_compilation_cache()
         code = function() or 0
@@ -70,6 +72,8 @@ def run_program(function: Callable[[], int | None], launch: Launch | None = None
     except KeyboardInterrupt:
         print_error("interrupted")
         code = 130
+    except SystemExit as error:  # by SIGTERM
+        code = int(error.code or 0)
     finally:
         leave_processes(failed=code not in (0, INTERRUPTED))
     return code

@@ -13,7 +13,7 @@ if __name__ == "__main__":  # before jax is imported: --help and a wrong flag ar
 import contextlib
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,9 +23,10 @@ from mnist_jax.checkpoint import Checkpoints, Progress
 from mnist_jax.errors import Interrupted, RunError
 from mnist_jax.input_pipeline import describe_dataset, epoch_order, load_dataset
 from mnist_jax.metrics import Metrics, Summary, summarize
-from mnist_jax.run_log import RunLog, open_run_log
+from mnist_jax.processes import any_process, check_same
+from mnist_jax.run_log import RunLog
 from mnist_jax.runtime import Signals, exit_at_once, run_program
-from mnist_jax.sharding import any_process, check_same, make_mesh, split_batches
+from mnist_jax.sharding import make_mesh, split_batches
 from mnist_jax.steps import TrainState, train_steps
 from mnist_jax.task import Task, evaluate_split, new_metrics, set_up
 from mnist_jax.workdir import checkpoint_steps
@@ -46,10 +47,7 @@ class Result(NamedTuple):
 
 
 def train_and_evaluate(
-    config: Config,
-    workdir: str | Path | None = None,
-    signals: Signals | None = None,
-    devices: Sequence[Any] | None = None,
+    config: Config, workdir: str | Path | None = None, signals: Signals | None = None
 ) -> Result:
     """Trains as `config` says, or goes on with it, and leaves everything in a folder.
 
@@ -59,24 +57,26 @@ def train_and_evaluate(
         config: the run.
         workdir: the folder (see RunLog for what it gets). What is there is continued, to the same
             bits as if it had never stopped. None: a new runs/DATE-TIME.
-        signals: for a program: they stay deferred, so that a repeated SIGTERM cannot change its
-            exit code.
-        devices: they share each batch, equally. None: all there are, in all processes.
+        signals: for a program: they stay deferred after the run, until it exits, so that a
+            repeated SIGTERM cannot change its exit code.
 
     Raises:
         ConfigError, RunError: as their messages say.
         Interrupted: by a signal.
     """
     own_signals = contextlib.nullcontext(signals) if signals else Signals()
-    with own_signals as signals, open_run_log(workdir, config) as log:
+    with own_signals as signals, RunLog(workdir, config) as log:
         dataset = load_dataset(log.with_recorded_dataset())
         origin = deciding_fields(config) | describe_dataset(dataset)
-        task, state = set_up(config, dataset, make_mesh(devices))
+        task, state = set_up(config, dataset, make_mesh())
         dataset = dataset._replace(examples=task.examples)  # frees the host's copy
         folder = log.take_folder()
         signals.defer()
-        check_same(vars(config) | origin | {"data_dir": None, "manual_dir": None})
-        check_same({f"checkpoints in {folder}": checkpoint_steps(folder)})
+        check_same(
+            vars(config)
+            | {name: origin[name] for name in ("dataset", "crc32_of_examples")}
+            | {"checkpoints": checkpoint_steps(folder), "data_dir": None, "manual_dir": None}
+        )
         with Checkpoints(folder / "checkpoints", config.keep, origin) as checkpoints:
             progress = checkpoints.restore(Progress(state, new_metrics(task), []))
             log.start(dataset, task.model, progress.state, progress.history)

@@ -129,12 +129,18 @@ def write_whole(path: Path, text: str) -> None:
         incomplete.replace(path)
 
 
-def check_writable(path: Path) -> None:
-    """Raises RunError unless `path` can be written: before the work, rather than after it."""
-    if path.is_dir():
-        raise RunError(f"{path} is a folder; name a file")
+def check_writable(path: Path) -> Path:
+    """The file itself where `path` is a link to it.
+
+    Raises:
+        RunError: it cannot be written, which is better known before the work than after it.
+    """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        raise RunError(f"{path} is no file; name one")
     with naming(path):
         tempfile.TemporaryFile(dir=path.parent).close()
+    return path
 
 
 @contextlib.contextmanager

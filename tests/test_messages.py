@@ -355,6 +355,7 @@ def place(interrupted_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path / "place")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")  # as the tests have it
     monkeypatch.setenv("KEEP", "")
+    monkeypatch.setenv("COLUMNS", "1000")  # no word is cut at the border of a box
     for name in ("HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens
     yield tmp_path / "place"

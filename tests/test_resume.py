@@ -16,8 +16,7 @@ from typing import Any
 import chex
 import pytest
 
-from mnist_jax import input_pipeline, run_log, train
-from mnist_jax import workdir as workdirs
+from mnist_jax import input_pipeline, train
 from mnist_jax.config import Config, load_config
 from mnist_jax.errors import ConfigError, Interrupted, RunError
 from mnist_jax.train import Result, train_and_evaluate
@@ -449,22 +448,22 @@ def test_a_run_can_be_in_any_thread(config: Config, whole: Result, tmp_path: Pat
 def test_a_run_may_be_killed_at_each_of_its_first_writes(
     config: Config, whole: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_whole, left = run_log.write_whole, 0
+    replace, left = Path.replace, 0
 
-    def write_some(*args: Any) -> None:
+    def replace_some(self: Path, target: Path) -> Path:
         nonlocal left
-        if not left:
-            raise OSError("killed")
-        left -= 1
-        write_whole(*args)
+        if self.suffix == ".incomplete":
+            if not left:
+                raise OSError("killed")
+            left -= 1
+        return replace(self, target)
 
-    for module in (run_log, workdirs):
-        monkeypatch.setattr(module, "write_whole", write_some)
+    monkeypatch.setattr(Path, "replace", replace_some)
     for survived in range(3):
         left = survived
-        with pytest.raises(OSError, match="killed"):
+        with pytest.raises(RunError, match="cannot be written"):
             train_and_evaluate(config, tmp_path)
-        assert len(list(tmp_path.glob("*.json*"))) == survived
+        assert len([*tmp_path.glob("*.json"), *tmp_path.glob("*.jsonl")]) == survived
     monkeypatch.undo()
     assert_same_run(train_and_evaluate(config, tmp_path), whole)
 

@@ -103,7 +103,7 @@ def test_another_process_gives_the_same_bits(
 ) -> None:
     flags = ["--dataset", "mnist_sample", "--num-epochs", "2", "--data-dir", config.data_dir]
     command = [sys.executable, "-m", "mnist_jax.train", *flags, "--workdir", str(tmp_path / "run")]
-    # Bit-identity is promised for the same number of devices, and conftest.py makes several.
+    # Bit-identity is promised for the same number of devices.
     environment = os.environ | {
         "JAX_NUM_CPU_DEVICES": str(jax.device_count()),
         "XDG_CACHE_HOME": str(tmp_path / "cache"),

@@ -7,14 +7,9 @@ import numpy as np
 
 from mnist_jax.command_line import parse_args
 from mnist_jax.input_pipeline import epoch_order, load_dataset
+from mnist_jax.processes import is_first_process, join_processes, leave_processes
 from mnist_jax.runtime import check_platform
-from mnist_jax.sharding import (
-    is_first_process,
-    join_processes,
-    leave_processes,
-    make_mesh,
-    split_batches,
-)
+from mnist_jax.sharding import make_mesh, split_batches
 from mnist_jax.steps import loss_fn, take_batch, train_steps
 from mnist_jax.task import evaluate_split, new_metrics, set_up
 from mnist_jax.train import train_epoch
@@ -23,7 +18,7 @@ from mnist_jax.train import train_epoch
 def main(out: str) -> None:
     """Writes them to `out`."""
     config, launch = parse_args(sys.argv[2:])
-    join_processes(launch)
+    join_processes(launch.coordinator_address, launch.num_processes, launch.process_id)
     check_platform(launch.require_platform)
     mesh = make_mesh()
     task, state = set_up(config, load_dataset(config), mesh)
