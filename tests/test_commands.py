@@ -13,10 +13,13 @@ import jax
 import numpy as np
 import pytest
 
+from mnist_jax.command_line import parse_args
 from mnist_jax.commands import check, seeds
+from mnist_jax.commands.options import CheckOptions, SeedsOptions
 from mnist_jax.config import Config
-from mnist_jax.errors import RunError
+from mnist_jax.errors import ConfigError, RunError
 from mnist_jax.input_pipeline import Dataset, load_dataset
+from mnist_jax.metrics import Summary
 from mnist_jax.runtime import console, describe_devices
 from mnist_jax.sharding import make_mesh
 from mnist_jax.steps import Examples, TrainState
@@ -72,7 +75,7 @@ def test_seeds_end_as_single_runs_do(
     config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = dataclasses.replace(config, seed=5, num_epochs=2)
-    options = seeds.Options(num_seeds=2, out=tmp_path / "seeds.json")
+    options = SeedsOptions(num_seeds=2, out=tmp_path / "seeds.json")
     seeds.compare_seeds(config, options)
     table = capsys.readouterr().out
     report = json.loads(options.out.read_text())
@@ -99,7 +102,7 @@ def test_a_seed_that_diverges_is_named_and_left_out(
         return state._replace(params=spoiled)
 
     monkeypatch.setattr(seeds, "train_seeds", spoil)
-    options = seeds.Options(num_seeds=3, out=tmp_path / "seeds.json")
+    options = SeedsOptions(num_seeds=3, out=tmp_path / "seeds.json")
     with pytest.raises(RunError, match="1 of 3 seeds end with a loss that is not finite: 1"):
         seeds.compare_seeds(dataclasses.replace(config, num_epochs=1), options)
     report = json.loads(options.out.read_text(), parse_constant=pytest.fail)  # NaN is no JSON
@@ -109,14 +112,53 @@ def test_a_seed_that_diverges_is_named_and_left_out(
 
 
 @pytest.mark.parametrize(
-    ("out", "message"), [("", "is a folder; name a file"), ("none/out.json", "No such file")]
+    ("out", "message"), [("", "is no file; name one"), ("none/out.json", "No such file")]
 )
 def test_seeds_that_could_not_be_written_are_not_trained(
     out: str, message: str, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(seeds, "load_dataset", pytest.fail)
     with pytest.raises(RunError, match=message):
-        seeds.compare_seeds(config, seeds.Options(out=tmp_path / out))
+        seeds.compare_seeds(config, SeedsOptions(out=tmp_path / out))
+
+
+def test_a_seed_that_is_left_alone_is_told_all_the_same(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = [seeds.Outcome(0, Summary(0.1, 0.9, 9, 10), Summary(0.2, 0.8, 8, 10))]
+    monkeypatch.setattr(seeds, "train_seeds", Mock())
+    monkeypatch.setattr(seeds, "evaluate_seeds", lambda *_: one)
+    options = SeedsOptions(num_seeds=2, out=tmp_path / "seeds.json")
+    with pytest.raises(RunError, match="1 of 2 seeds"):
+        seeds.compare_seeds(config, options)
+    report = json.loads(options.out.read_text())
+    assert [row["test"]["accuracy"] for row in report["seeds"]] == [0.8]
+    assert report["test_accuracy"] is None
+
+
+def test_seeds_are_compared_on_the_validation_split_where_there_is_one(
+    config: Config, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(config, validation_size=500, num_epochs=1)
+    seeds.compare_seeds(config, SeedsOptions(num_seeds=2, out=tmp_path / "seeds.json"))
+    report = json.loads((tmp_path / "seeds.json").read_text())
+    assert {row["validation"]["count"] for row in report["seeds"]} == {500}
+    assert "validation_accuracy" in report
+    assert "test" not in report["seeds"][0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seed": 2**32 - 1}, "the last seed would be 4294967296"),
+        ({"keep": 1}, "keep is set, but has no effect on many seeds"),
+    ],
+)
+def test_seeds_that_are_not_and_settings_without_effect_are_refused(
+    settings: dict[str, Any], message: str, config: Config
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        seeds.compare_seeds(dataclasses.replace(config, **settings), SeedsOptions(num_seeds=2))
 
 
 def test_the_spread_is_that_of_the_textbook() -> None:
@@ -137,7 +179,8 @@ def call_check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
 
     def call(*flags: str) -> tuple[int, dict[str, Any]]:
-        code = check.main(flags)
+        config, options = parse_args(flags, CheckOptions, "check")
+        code = check.check(config, options.require_platform)
         return code, json.loads(capsys.readouterr().out)
 
     return call
@@ -168,11 +211,27 @@ def test_check_says_what_is_wrong(
 
 
 def test_check_tells_of_what_ends_it(call_check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for error in (MemoryError(), FloatingPointError("the loss is not finite at step 3")):
+    for error, reason in [
+        (
+            FloatingPointError("the loss is not finite at step 3"),
+            "the loss is not finite at step 3",
+        ),
+        (AttributeError("jax has no attribute x"), "AttributeError: jax has no attribute x"),
+    ]:
         monkeypatch.setattr(check, "measure", Mock(side_effect=error))
         code, report = call_check()
-        assert (code, report["ok"]) == (1, False)
-        assert report["reasons"] == [str(error) or "MemoryError"]
+        assert (code, report["ok"], report["reasons"]) == (1, False, [reason])
+
+
+def test_check_wants_the_data_that_it_was_asked_for(tmp_path: Path, call_check: Any) -> None:
+    code, report = call_check("--data-dir", str(tmp_path))
+    assert (code, report["ok"]) == (1, False)
+    assert report["reasons"][0].startswith("mnist cannot be had")
+    code, report = call_check("--dataset", "fashion_mnist")
+    assert (code, report["reasons"]) == (
+        1,
+        ["nothing is known of fashion_mnist: take mnist or mnist_sample"],
+    )
 
 
 @pytest.mark.parametrize(("chosen", "said"), [(None, True), ("", True), ("cpu", False)])
@@ -198,7 +257,8 @@ def test_check_and_ten_seeds_on_full_mnist(
     assert code == 1
     assert any("test accuracy" in reason for reason in report["reasons"])
     single_run = train_and_evaluate(Config(data_dir=str(tmp_path / "data"), seed=9), tmp_path / "9")
-    assert seeds.main([*flags, "--out", str(tmp_path / "seeds.json")]) == 0
+    config, options = parse_args([*flags, "--out", str(tmp_path / "seeds.json")], SeedsOptions)
+    seeds.compare_seeds(config, options)
     found = json.loads((tmp_path / "seeds.json").read_text())
     statistics = found["test_accuracy"]
     assert statistics["mean"] == pytest.approx(0.980, abs=0.001)

@@ -1,101 +1,100 @@
 """`python -m mnist_jax seeds`: the same training from many seeds at once, and how they spread."""
 
+from mnist_jax.command_line import parse_args
+from mnist_jax.commands.options import SeedsOptions
+
+if __name__ == "__main__":  # before jax is imported
+    CONFIG, OPTIONS = parse_args(options=SeedsOptions, command="seeds")
+
 import dataclasses
 import functools
 import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from rich.table import Table
-from scipy import stats
+from scipy.special import stdtrit
 
-from mnist_jax.command_line import Platform, check_options, parse_args
-from mnist_jax.config import Config, Range
-from mnist_jax.errors import RunError
+from mnist_jax.config import Config
+from mnist_jax.errors import ConfigError, RunError
 from mnist_jax.input_pipeline import epoch_order, load_dataset
 from mnist_jax.metrics import Metrics, Summary, summarize
+from mnist_jax.run_log import VERSIONS
 from mnist_jax.runtime import check_platform, console, describe_devices, exit_at_once, run_program
 from mnist_jax.sharding import make_mesh, split_leading_axis
 from mnist_jax.steps import TrainState, empty_metrics, evaluate, init_state, train_steps
 from mnist_jax.task import Task, make_task, order_of_split, split_seed
 from mnist_jax.workdir import check_writable, write_whole
 
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What is wanted beside the settings of a run."""
-
-    num_seeds: Annotated[int, Range(2, 10**5)] = 10
-    """How many: --seed and those after it."""
-    out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("seeds.json")
-    """Where the numbers go, as JSON."""
-    require_platform: Platform = None
-    """Fail rather than run on another platform."""
-
-    def __post_init__(self) -> None:
-        check_options(self)
+NUM_SEEDS = 2**32  # that there are
+HAVE_NO_EFFECT = "steps_per_chunk", "checkpoint_every_steps", "keep", "tensorboard"
 
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a seed ends with: metrics of the final parameters."""
 
     seed: int
     train: Summary
-    test: Summary
+    held_out: Summary
+    """On the validation split where there is one: the test set is not for comparing settings."""
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit code."""
-    config, options = parse_args(
-        args,
-        options=Options,
-        prog="python -m mnist_jax seeds",
-        description="Train the network from many seeds at once, and show how they spread.",
-    )
-    return run_program(lambda: compare_seeds(config, options))
-
-
-def compare_seeds(config: Config, options: Options) -> None:
+def compare_seeds(config: Config, options: SeedsOptions) -> None:
     """Trains, prints a table, and writes the JSON file.
 
     Raises:
+        ConfigError: a setting would be ignored, or there are not so many seeds.
         RunError: a loss is not finite; the table and the file are then of the other seeds.
     """
+    check_settings(config, options)
     check_platform(options.require_platform)
-    check_writable(options.out)
+    out = check_writable(options.out)
     started = time.perf_counter()
     dataset = load_dataset(config)
     task = make_task(config, dataset, make_mesh())
+    split = "validation" if "validation" in task.splits else "test"
     seeds = range(config.seed, config.seed + options.num_seeds)
     console.print(f"{dataset.name}, {len(seeds)} seeds, {describe_devices()}")
-    outcomes = evaluate_seeds(task, train_seeds(task, seeds), seeds)
+    outcomes = evaluate_seeds(task, train_seeds(task, seeds), seeds, split)
     seconds = time.perf_counter() - started
     diverged = sorted({*seeds} - {outcome.seed for outcome in outcomes})
-    if len(outcomes) > 1:
-        statistics = describe([outcome.test.accuracy for outcome in outcomes])
-        report = {
-            "dataset": dataset.name,
-            "config": dataclasses.asdict(config),
-            "seeds": [dataclasses.asdict(outcome) for outcome in outcomes],
-            "diverged": diverged,
-            "test_accuracy": statistics,
-            "seconds": seconds,
-        }
-        write_whole(options.out, json.dumps(report, indent=2) + "\n")
-        show(outcomes, statistics)
+    accuracies = [outcome.held_out.accuracy for outcome in outcomes]
+    statistics = describe(accuracies) if len(accuracies) > 1 else None
+    show(outcomes, statistics, split)
     console.print(f"{seconds:.1f} s, {seconds / len(seeds):.2f} s a seed")
+    report = {
+        **VERSIONS,
+        "devices": describe_devices(),
+        "dataset": dataset.name,
+        "config": dataclasses.asdict(config),
+        "seeds": [
+            {"seed": seed, "train": dataclasses.asdict(train), split: dataclasses.asdict(held_out)}
+            for seed, train, held_out in outcomes
+        ],
+        "diverged": diverged,
+        f"{split}_accuracy": statistics,
+        "seconds": seconds,
+    }
+    write_whole(out, json.dumps(report, indent=2) + "\n")
     if diverged:
         raise RunError(
             f"{len(diverged)} of {len(seeds)} seeds end with a loss that is not finite: "
             f"{', '.join(map(str, diverged))}. Try a lower learning_rate, or warmup_steps"
         )
+
+
+def check_settings(config: Config, options: SeedsOptions) -> None:
+    """Raises ConfigError for seeds that there are not, and for settings without an effect here."""
+    last = config.seed + options.num_seeds - 1
+    if last >= NUM_SEEDS:
+        raise ConfigError(f"the last seed would be {last}; it must be below {NUM_SEEDS}")
+    for name in HAVE_NO_EFFECT:
+        if getattr(config, name) != getattr(Config, name):
+            raise ConfigError(f"{name} is set, but has no effect on many seeds; leave it out")
 
 
 def train_seeds(task: Task, seeds: Sequence[int]) -> TrainState:
@@ -129,25 +128,27 @@ def train_seeds(task: Task, seeds: Sequence[int]) -> TrainState:
     return states
 
 
-def evaluate_seeds(task: Task, states: TrainState, seeds: Sequence[int]) -> list[Outcome]:
-    """The metrics of each seed's parameters on the whole training and test set.
+def evaluate_seeds(
+    task: Task, states: TrainState, seeds: Sequence[int], split: str
+) -> list[Outcome]:
+    """The metrics of each seed's parameters on the whole training set and on `split`.
 
     Those with a loss that is not finite are left out.
     """
     evaluate_all = jax.jit(
         jax.vmap(functools.partial(evaluate, model=task.model), in_axes=(0, None, None))
     )
-    train, test = (
+    stacked = [
         jax.tree.map(
-            np.asarray, evaluate_all(states.params, task.examples, order_of_split(task, split))
+            np.asarray, evaluate_all(states.params, task.examples, order_of_split(task, name))
         )
-        for split in ("train", "test")
-    )
+        for name in ("train", split)
+    ]
     outcomes = [
-        Outcome(seed, *(summarize(Metrics(*(x[i] for x in split))) for split in (train, test)))
+        Outcome(seed, *(summarize(Metrics(*(x[i] for x in metrics))) for metrics in stacked))
         for i, seed in enumerate(seeds)
     ]
-    return [o for o in outcomes if np.isfinite([o.train.loss, o.test.loss]).all()]
+    return [o for o in outcomes if np.isfinite([o.train.loss, o.held_out.loss]).all()]
 
 
 def stack(tree: Any, n: int) -> Any:
@@ -158,7 +159,7 @@ def stack(tree: Any, n: int) -> Any:
 def describe(values: Sequence[float]) -> dict[str, Any]:
     """Mean, sample standard deviation, extremes, and Student's 95 % interval of the mean."""
     mean, deviation, n = np.mean(values), np.std(values, ddof=1), len(values)
-    half = stats.t.ppf(0.975, n - 1) * deviation / np.sqrt(n)
+    half = stdtrit(n - 1, 0.975) * deviation / np.sqrt(n)
     return {
         "mean": float(mean),
         "standard_deviation": float(deviation),
@@ -168,30 +169,25 @@ def describe(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def show(outcomes: Sequence[Outcome], statistics: dict[str, Any]) -> None:
+def show(outcomes: Sequence[Outcome], statistics: dict[str, Any] | None, split: str) -> None:
     """Prints the table of seeds, and what follows from it."""
-    table = Table("seed", "test accuracy, %", "test loss", "training accuracy, %")
-    for outcome in outcomes:
-        test, train = (f"{100 * split.accuracy:.2f}" for split in (outcome.test, outcome.train))
-        table.add_row(str(outcome.seed), test, f"{outcome.test.loss:.4f}", train)
+    table = Table("seed", f"{split} accuracy, %", f"{split} loss", "training accuracy, %")
+    for seed, train, held_out in outcomes:
+        accuracies = (f"{100 * summary.accuracy:.2f}" for summary in (held_out, train))
+        table.add_row(str(seed), next(accuracies), f"{held_out.loss:.4f}", next(accuracies))
     console.print(table)
-    mean, deviation, low, high = (
-        f"{100 * value:.2f}"
-        for value in (
-            statistics["mean"],
-            statistics["standard_deviation"],
-            *statistics["interval_95"],
-        )
-    )
-    best = max(outcomes, key=lambda outcome: outcome.test.accuracy)
-    worst = min(outcomes, key=lambda outcome: outcome.test.accuracy)
+    if not statistics:
+        return
+    low, high = (100 * bound for bound in statistics["interval_95"])
+    best, worst = (f(outcomes, key=lambda o: o.held_out.accuracy) for f in (max, min))
     console.print(
-        f"Test accuracy: mean {mean} %, 95 % interval of the mean {low} to {high} %\n"
-        f"Standard deviation: {deviation} points\n"
-        f"Best: seed {best.seed}, {100 * best.test.accuracy:.2f} %; "
-        f"worst: seed {worst.seed}, {100 * worst.test.accuracy:.2f} %"
+        f"{split.capitalize()} accuracy: mean {100 * statistics['mean']:.2f} %, "
+        f"95 % interval of the mean {low:.2f} to {high:.2f} %\n"
+        f"Standard deviation: {100 * statistics['standard_deviation']:.2f} points\n"
+        f"Best: seed {best.seed}, {100 * best.held_out.accuracy:.2f} %; "
+        f"worst: seed {worst.seed}, {100 * worst.held_out.accuracy:.2f} %"
     )
 
 
 if __name__ == "__main__":
-    exit_at_once(main())
+    exit_at_once(run_program(lambda: compare_seeds(CONFIG, OPTIONS)))  # pyright: ignore[reportPossiblyUnboundVariable]
