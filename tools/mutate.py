@@ -92,7 +92,7 @@ def main(wanted: str = "") -> int:
 def run_tests(mutation: tuple[str, str, str] | None, test: str = "tests") -> str | None:
     """Runs a test, or all fast ones, on a copy with the mutation: returns the first that fails."""
     with tempfile.TemporaryDirectory() as directory:
-        for part in ("mnist_jax", "configs", "docs", "tests", "tools"):
+        for part in ("mnist_jax", "configs", "docs", "notebooks", "tests", "tools"):
             shutil.copytree(ROOT / part, Path(directory, part))
         for part in ("pyproject.toml", "README.md"):
             shutil.copy(ROOT / part, directory)
