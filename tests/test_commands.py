@@ -43,6 +43,14 @@ def test_the_commands_are_listed(words: list[str], code: int) -> None:
     assert ("sing is no command" in process.stderr) == (code == 2)
 
 
+@pytest.mark.parametrize("command", ["seeds", "check"])
+def test_a_command_explains_its_flags(command: str) -> None:
+    words = [sys.executable, "-m", "mnist_jax", command, "--help"]
+    process = subprocess.run(words, capture_output=True, text=True)
+    assert process.returncode == 0
+    assert "Fail rather than run on another platform" in " ".join(process.stdout.split())
+
+
 def test_a_command_has_its_flags() -> None:
     command = [sys.executable, "-m", "mnist_jax", "seeds", "--num-seeds", "1"]
     process = subprocess.run(command, capture_output=True, text=True)
