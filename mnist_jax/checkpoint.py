@@ -44,8 +44,13 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     restores without a look, flipped bytes too: hence the digests.
     """
 
-    def __init__(self, directory: Path, keep: int, origin: dict[str, Any]) -> None:
-        """Opens or makes `directory`; `origin` is what decides the run, and must never differ."""
+    def __init__(
+        self, directory: Path, keep: int, origin: dict[str, Any], *, read_only: bool = False
+    ) -> None:
+        """Opens or makes `directory`; `origin` is what decides the run, and must never differ.
+
+        With `read_only` nothing there changes, a run may go on in it, and `origin` may be a part.
+        """
         import orbax.checkpoint as ocp  # takes a while, which `--help` need not wait for
 
         self._ocp = ocp
@@ -55,10 +60,14 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         self._damaged: list[int] = []
         self._old: list[int] = []
         self._origin = _as_json(origin)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        self._read_only = read_only
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, cleanup_tmp_directories=not read_only, read_only=read_only
+        )
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=self.directory).close()  # else only the first save fails
+            if not read_only:
+                self.directory.mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=self.directory).close()  # else only the first save fails
             self._manager = ocp.CheckpointManager(self.directory, options=options)
         except Exception as error:  # Orbax passes on what its storage raises, which is no OSError
             raise RunError(f"{directory} cannot be opened: {error}") from error
@@ -114,7 +123,8 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     def restore(self, template: Progress) -> Progress:
         """The newest intact checkpoint, on the devices of `template`; that itself if there is none.
 
-        Damaged ones, which are newer, are named. Nothing is changed: that is for `tidy`.
+        A template of `jax.ShapeDtypeStruct`s, without devices, gives NumPy arrays. Damaged ones,
+        which are newer, are named. Nothing is changed: that is for `tidy`.
 
         Raises:
             RunError: none is intact, or one cannot be read; or the run's data, settings or model
@@ -127,6 +137,8 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             except (RunError, MemoryError, jax.errors.JaxRuntimeError):
                 raise
             except Exception as error:  # on damaged bytes, Orbax raises what it likes
+                if self._read_only and self._has_grown(steps[0]):  # and may have lost its oldest
+                    return self.restore(template)
                 path = self.directory / str(step)
                 if refusal := _refusal(error, path):
                     raise RunError(f"{path} cannot be read: {refusal}") from error
@@ -137,6 +149,11 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         if steps:
             raise RunError(f"no checkpoint in {self.directory} is intact; begin anew elsewhere")
         return template
+
+    def _has_grown(self, newest: int) -> bool:
+        """Whether the run has saved again."""
+        self._manager.reload()
+        return max(self._manager.all_steps(), default=newest) > newest
 
     def tidy(self) -> None:
         """Renames damaged checkpoints, so that their steps can be saved again; deletes old ones."""
@@ -157,11 +174,10 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         record = saved["record"]
         if _digest_record(record) != saved["digest"]:
             raise ValueError("its record does not match its digest")
-        arrays = template[:2]
-        for here, there in (
-            (self._origin, record["origin"]),
-            (_describe(arrays), record["leaves"]),
-        ):
+        arrays, origin = template[:2], record["origin"]
+        if self._read_only:
+            origin = {name: origin.get(name) for name in self._origin}
+        for here, there in ((self._origin, origin), (_describe(arrays), record["leaves"])):
             if different := differences(there, here):
                 raise RunError(f"{self.directory / str(step)} is of another run: {different}")
         shapes = jax.tree.map(self._ocp.utils.to_shape_dtype_struct, arrays)

@@ -88,7 +88,7 @@ def normalize(images: UInt8[np.ndarray, "n 28 28"]) -> Float[np.ndarray, "n 784"
     On the host and once: XLA would make the division a multiplication, which differs in the last
     bit from what NumPy and Keras compute.
     """
-    images = images.reshape(len(images), -1)
+    images = images.reshape(len(images), images.shape[1] * images.shape[2])
     # Beginning at a multiple of 64 bytes, as JAX wants it to share the memory with a CPU's device.
     spare = np.empty(images.size + 16, np.float32)
     rows = spare[-spare.ctypes.data // 4 % 16 :][: images.size].reshape(images.shape)

@@ -74,3 +74,13 @@ def sample_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("data")
     load_dataset(Config(dataset="mnist_sample", data_dir=str(directory)))
     return directory
+
+
+@pytest.fixture(scope="session")
+def sample_run(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The Result of two epochs on the sample. Tests that write into its folder take a copy."""
+    from mnist_jax.config import Config
+    from mnist_jax.train import train_and_evaluate
+
+    config = Config(dataset="mnist_sample", data_dir=str(sample_dir), num_epochs=2)
+    return train_and_evaluate(config, tmp_path_factory.mktemp("trained") / "run")
