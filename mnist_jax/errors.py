@@ -17,5 +17,9 @@ class DownloadError(DataError):
     """A download that failed. Plain `mnist` may then fall back on the embedded sample."""
 
 
+class ImageError(RunError):
+    """A picture that cannot be read, or that shows nothing; the message does not name its file."""
+
+
 class Interrupted(Exception):
     """The run was asked to stop, and has saved all it did. Exit code 75: call it again."""
