@@ -1,0 +1,96 @@
+"""How well a trained network does on the test set, class by class."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+from scipy import special, stats
+
+from mnist_jax.input_pipeline import Dataset
+from mnist_jax.metrics import Summary, cross_entropy
+from mnist_jax.trained import Trained, apply_in_batches, jit_logits
+
+
+class Answers(NamedTuple):
+    """What the network says of each example."""
+
+    labels: Int[np.ndarray, " n"]
+    losses: Float[np.ndarray, " n"]
+    """In nats, as in training."""
+    probabilities: Float[np.ndarray, "n classes"]
+
+    @property
+    def predictions(self) -> Int[np.ndarray, " n"]:
+        """The likeliest class of each."""
+        return self.probabilities.argmax(axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassScores:
+    """Of one class."""
+
+    precision: float | None
+    """How many of those that were taken for this class are of it; None if there were none."""
+    recall: float | None
+    """How many of those that are of this class were taken for it; None if there are none."""
+    count: int
+    """How many are of it."""
+
+
+def answer_test_set(trained: Trained, dataset: Dataset) -> Answers:
+    """What the network says of every example of the test set, in its order."""
+    rows = dataset.splits["test"]
+    images, labels = (np.asarray(x)[rows.start : rows.stop] for x in dataset.examples)
+    logits = apply_in_batches(jit_logits, trained, images)
+    losses = np.asarray(cross_entropy(jnp.asarray(logits), jnp.asarray(labels)))
+    return Answers(labels, losses, special.softmax(logits, axis=1))
+
+
+def summarize_answers(answers: Answers) -> Summary:
+    """Loss and accuracy; the sum of the losses is in float64."""
+    correct, count = int((answers.predictions == answers.labels).sum()), len(answers.labels)
+    return Summary(float(answers.losses.mean(dtype=np.float64)), correct / count, correct, count)
+
+
+def confusion_matrix(
+    labels: Int[np.ndarray, " n"], predictions: Int[np.ndarray, " n"], num_classes: int = 10
+) -> Int[np.ndarray, "classes classes"]:
+    """How many examples of each class (row) were taken for each class (column)."""
+    cells = np.bincount(labels * num_classes + predictions, minlength=num_classes**2)
+    return cells.reshape(num_classes, num_classes)
+
+
+def score_classes(matrix: Int[np.ndarray, "classes classes"]) -> list[ClassScores]:
+    """Precision, recall and count of each class, from the confusion matrix."""
+
+    def ratio(part: int, whole: int) -> float | None:
+        return part / whole if whole else None
+
+    scores = zip(matrix.diagonal().tolist(), *(matrix.sum(k).tolist() for k in (0, 1)), strict=True)
+    return [ClassScores(ratio(hit, took), ratio(hit, count), count) for hit, took, count in scores]
+
+
+def accuracy_interval(correct: int, count: int) -> tuple[float, float]:
+    """The 95 % interval of an accuracy, if the examples were drawn at random.
+
+    That of E. B. Wilson (1927), Journal of the American Statistical Association 22, 209-212: it
+    stays within 0 and 1, and is right for accuracies near them too.
+    """
+    low, high = stats.binomtest(correct, count).proportion_ci(0.95, method="wilson")
+    return float(low), float(high)
+
+
+def to_json(trained: Trained, answers: Answers) -> dict[str, Any]:
+    """What evaluation.json holds."""
+    summary = summarize_answers(answers)
+    matrix = confusion_matrix(answers.labels, answers.predictions)
+    return {
+        "dataset": trained.config.dataset,
+        "step": trained.step,
+        **{f"test_{name}": value for name, value in vars(summary).items()},
+        "test_accuracy_interval_95": accuracy_interval(summary.correct, summary.count),
+        "classes": [vars(scores) for scores in score_classes(matrix)],
+        "confusion_matrix": matrix.tolist(),
+    }
