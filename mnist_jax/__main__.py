@@ -7,6 +7,7 @@ COMMANDS = {
     "train": ("mnist_jax.train", "train the network, test it and save it"),
     "evaluate": ("mnist_jax.commands.evaluate", "look closely at how well it does"),
     "predict": ("mnist_jax.commands.predict", "ask it which digits are in pictures"),
+    "export": ("mnist_jax.commands.export", "save it as one file that only jax is needed to run"),
     "seeds": ("mnist_jax.commands.seeds", "train it from many seeds, and see how they spread"),
     "check": ("mnist_jax.commands.check", "see whether this machine gives the known numbers"),
 }

@@ -118,12 +118,12 @@ def read_object(path: Path) -> dict[str, Any]:
     return read if isinstance(read, dict) else {}
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Writes under another name and renames: `path` is as it was, or whole."""
     incomplete = path.with_name(f"{path.name}{INCOMPLETE}")
     with naming(path):
-        with incomplete.open("w") as file:
-            file.write(text)
+        with incomplete.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         incomplete.replace(path)
