@@ -31,10 +31,10 @@ def export_file(options: ExportOptions) -> None:
     Raises:
         ConfigError, RunError: there is no trained network; or the file cannot be written.
     """
-    check_writable(options.out)
+    out = check_writable(options.out)
     trained = load_trained(find_run(options.workdir))
     data = bytes(export_predictor(trained).serialize())
-    write_whole(options.out, data)
+    write_whole(out, data)
     console.print(
         f"{options.out}: {len(data) / 1e6:.1f} MB; uint8 [batch, 28, 28], light on dark, to "
         f"float32 [batch, 10], probabilities; for {', '.join(PLATFORMS)}"
