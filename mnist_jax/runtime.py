@@ -61,10 +61,10 @@ def run_program(function: Callable[[], int | None], launch: Launch | None = None
     try:
         if launch:
             join_processes(launch.coordinator_address, launch.num_processes, launch.process_id)
+            check_platform(launch.require_platform)
             if not is_first_process():  # the first one prints
                 console.quiet = True
                 logging.getLogger("mnist_jax").setLevel(logging.ERROR)
-            check_platform(launch.require_platform)
         enable_compilation_cache()
         code = function() or 0
     except Exception as error:

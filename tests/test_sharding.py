@@ -99,6 +99,7 @@ def one_device(mnist_flags: list[str], tmp_path_factory: pytest.TempPathFactory)
     return numbers(tmp_path_factory.mktemp("one"), mnist_flags, 1, 1)
 
 
+@pytest.mark.slow
 def test_four_devices_train_alike(sample_flags: list[str], tmp_path: Path) -> None:
     one, four = (numbers(tmp_path, sample_flags, 1, n) for n in (1, 4))
     assert (one["count"], four["shards"]) == (1000, 4)
