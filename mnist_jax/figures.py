@@ -1,4 +1,4 @@
-"""The pictures: arrays in, a matplotlib Figure out. The only module that knows matplotlib.
+"""The pictures: arrays in, a matplotlib Figure out.
 
 The Figures are made without pyplot: nothing global is changed, and nothing has to be closed. What
 colours tell apart, something else does too: a hatch, a dash, a word beside it.
@@ -93,16 +93,37 @@ def draw_functions(
 
 
 def draw_learning_curves(
-    train: Float[np.ndarray, " epochs"], test: Float[np.ndarray, " epochs"]
+    train: Float[np.ndarray, " epochs"],
+    test: Float[np.ndarray, " epochs"],
+    labels: tuple[str, str] = ("training set", "test set"),
+    final: tuple[float, float, float] | None = None,
 ) -> Figure:
-    """Accuracies (of 1) after each epoch, in percent; what lies between is the overfitting."""
+    """Accuracies (of 1) of each epoch, in percent; where training is above, the gap is shaded.
+
+    That gap is the overfitting, if `train` is of the parameters after each epoch. A running
+    accuracy, of an epoch as it went by, is not.
+
+    Args:
+        train, test: accuracies, named by `labels`.
+        final: then, for the gap: after which epoch, with a fraction within one, the final
+            parameters have which accuracy on the whole training set, and on the test set.
+    """
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axes = figure.subplots()
     epochs = np.arange(1, len(train) + 1)
-    axes.fill_between(epochs, 100 * train, 100 * test, color=ORANGE, alpha=0.25, linewidth=0)
-    axes.plot(epochs, 100 * train, "o-", color=BLUE, label="training set")
-    axes.plot(epochs, 100 * test, "s--", color=VERMILLION, label="test set")
-    gap = f"gap after the last epoch: {100 * (train[-1] - test[-1]):.2f} points"
+    axes.fill_between(
+        epochs, 100 * train, 100 * test, train >= test, True,
+        color=ORANGE, alpha=0.25, linewidth=0,
+    )  # fmt: skip
+    axes.plot(epochs, 100 * train, "o-", color=BLUE, label=labels[0])
+    axes.plot(epochs, 100 * test, "s--", color=VERMILLION, label=labels[1])
+    train_end, test_end = final[1:] if final else (train[-1], test[-1])
+    if final:
+        heights = [100 * train_end, 100 * test_end]
+        name = "final parameters: training set, test set"
+        axes.plot([final[0]] * 2, heights, "kd-", label=name)
+    after = "of the final parameters" if final else "after the last epoch"
+    gap = f"gap {after}: {100 * (train_end - test_end):.2f} points"
     axes.legend(frameon=False, title=gap, alignment="left")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="epoch", ylabel="accuracy, %")

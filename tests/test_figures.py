@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PathCollection
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mnist_jax import figures
+from mnist_jax import figures, result_figures
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (6, 28, 28)).astype(np.uint8)
@@ -27,6 +28,18 @@ CURVES = figures.draw_learning_curves(TRAIN, TEST)
 X = np.linspace(-1, 1, 5)
 FUNCTIONS = figures.draw_functions(X, {"square": X**2, "cube": X**3}, xlabel="number")
 DESCENT = figures.draw_descent((X, X**2), (X[:2], X[:2] ** 2))
+FINAL = figures.draw_learning_curves(
+    np.array([0.85, 0.95, 0.97]), TEST, ("running", "validation"), (3.5, 0.99, 0.94)
+)
+MATRIX = np.array([[950, 0, 3], [12, 1100, 0], [0, 1, 7]])
+CONFUSION = result_figures.draw_confusion(MATRIX)
+MISTAKES = result_figures.draw_mistakes(
+    IMAGES[:3], np.array([[0.00002, 0.99995, 0.00003], [0.2, 0.1, 0.7], [0.3, 0.6, 0.1]]),
+    np.array([0, 1, 2]), columns=2,
+)  # fmt: skip
+KERNELS = RNG.normal(size=(784, 5)), RNG.normal(size=(5, 10))
+TRAINED: Any = {f"Dense_{i}": {"kernel": kernel} for i, kernel in enumerate(KERNELS)}
+FEATURES = result_figures.draw_features(TRAINED, columns=2, rows=2)
 IMAGE = figures.draw_image(IMAGES[0], title="label: 5")
 
 
@@ -93,6 +106,85 @@ def test_learning_curves_and_the_gap_between_them() -> None:
     assert [text.get_text() for text in legend.get_texts()] == ["training set", "test set"]
 
 
+def test_running_curves_end_with_what_the_final_parameters_reach() -> None:
+    (axes,) = FINAL.axes
+    np.testing.assert_allclose(axes.lines[2].get_xydata(), [[3.5, 99], [3.5, 94]])
+    legend: Any = axes.get_legend()
+    assert legend.get_title().get_text() == "gap of the final parameters: 5.00 points"
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "running", "validation", "final parameters: training set, test set",
+    ]  # fmt: skip
+    # At first, the running accuracy is below, which is no overfitting: they cross at 5/3.
+    corners = np.concatenate([path.vertices for path in axes.collections[0].get_paths()])
+    assert corners[:, 0].min() == pytest.approx(5 / 3)
+
+
+def test_the_confusion_matrix_has_its_counts_and_colours_the_mistakes() -> None:
+    (axes,) = CONFUSION.axes
+    counts = {text.get_position(): text.get_text() for text in axes.texts}
+    assert counts == {
+        (0, 0): "950", (2, 0): "3", (0, 1): "12", (1, 1): "1,100", (1, 2): "1", (2, 2): "7",
+    }  # fmt: skip
+    (drawn,) = axes.images
+    np.testing.assert_array_equal(np.asarray(drawn.get_array()), [[0, 0, 3], [12, 0, 0], [0, 1, 0]])
+    assert drawn.get_clim() == (0, 12)
+    bottom, top = axes.get_ylim()
+    assert bottom > top  # row 0 on top, as in the table
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("read as", "class")
+
+
+def test_every_count_can_be_read_on_its_colour() -> None:
+    """The contrast that WCAG 2.1 asks of text: 4.5."""
+
+    def luminance(colour: Any) -> float:
+        rgb = np.array(to_rgb(colour))
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        return float(linear @ (0.2126, 0.7152, 0.0722))
+
+    counts = np.arange(36).reshape(6, 6)
+    (axes,) = result_figures.draw_confusion(counts).axes
+    (drawn,) = axes.images
+    colours = drawn.to_rgba(np.asarray(drawn.get_array()))
+    assert len(axes.texts) == 35
+    for text in axes.texts:
+        column, row = map(int, text.get_position())
+        dark, light = sorted(map(luminance, (text.get_color(), colours[row, column][:3])))
+        assert (light + 0.05) / (dark + 0.05) >= 4.5
+
+
+def test_mistakes_have_both_probabilities_in_words() -> None:
+    first, second, third, rest = MISTAKES.axes
+    for axes, image in zip((first, second, third), IMAGES, strict=False):
+        np.testing.assert_array_equal(np.asarray(axes.images[0].get_array()), image)
+    assert first.get_title() == "read as 1: > 99.9 %\nlabel 0: < 0.1 %"
+    assert second.get_title() == "read as 2: 70.0 %\nlabel 1: 10.0 %"
+    assert third.get_title() == "read as 1: 60.0 %\nlabel 2: 10.0 %"
+    assert (rest.axison, len(rest.images)) == (False, 0)
+
+
+def test_features_are_the_weights_of_the_units_that_count_most() -> None:
+    norms = [sum(w**2 for w in row) for row in KERNELS[1]]
+    expected = sorted(range(5), key=lambda unit: -norms[unit])[:4]
+    *panels, bar = FEATURES.axes
+    assert [axes.get_title() for axes in panels] == [str(unit) for unit in expected]
+    largest = max(abs(KERNELS[0][:, unit]).max() for unit in expected)
+    for axes, unit in zip(panels, expected, strict=True):
+        (image,) = axes.images
+        np.testing.assert_array_equal(np.ravel(image.get_array()), KERNELS[0][:, unit])
+        assert image.get_clim() == (-largest, largest)
+    assert bar.get_ylabel() == "weight"
+
+
+def test_features_of_a_network_without_hidden_units_are_its_classes() -> None:
+    figure = result_figures.draw_features({"Dense_0": {"kernel": KERNELS[0]}}, rows=1)
+    assert [axes.get_title() for axes in figure.axes[:6]] == ["0", "1", "2", "3", "4", ""]
+
+
+def test_a_file_has_twice_the_pixels() -> None:
+    image = Image.open(io.BytesIO(result_figures.to_png(CURVES)))
+    assert image.size == pytest.approx(200 * CURVES.get_size_inches())
+
+
 def test_functions_have_a_panel_each() -> None:
     for axes, name, y in zip(FUNCTIONS.axes, ("square", "cube"), (X**2, X**3), strict=True):
         assert (axes.get_title(loc="left"), axes.get_xlabel()) == (name, "number")
@@ -107,8 +199,12 @@ def test_descent_goes_along_its_curve() -> None:
 
 
 @pytest.mark.parametrize(
-    "figure", [DIGITS, IMAGE, NETWORK, PREDICTIONS, CURVES, FUNCTIONS, DESCENT]
-)
+    "figure",
+    [
+        DIGITS, IMAGE, NETWORK, PREDICTIONS, CURVES, FUNCTIONS, DESCENT,
+        FINAL, CONFUSION, MISTAKES, FEATURES,
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("scale", [1, 2])
 def test_figures_are_drawn_whole_at_any_scale(figure: Figure, scale: int) -> None:
     """Nothing touches the edge, so that nothing is cut off there."""
