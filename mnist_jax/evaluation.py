@@ -1,4 +1,4 @@
-"""How well a trained network does on the test set, class by class."""
+"""How well a trained network does, class by class."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -9,13 +9,14 @@ from jaxtyping import Float, Int
 from scipy import special, stats
 
 from mnist_jax.input_pipeline import Dataset
-from mnist_jax.metrics import Summary, cross_entropy
+from mnist_jax.metrics import Summary, cross_entropy, flatten
 from mnist_jax.trained import Trained, apply_in_batches, jit_logits
 
 
 class Answers(NamedTuple):
     """What the network says of each example."""
 
+    images: Float[np.ndarray, "n pixels"]
     labels: Int[np.ndarray, " n"]
     losses: Float[np.ndarray, " n"]
     """In nats, as in training."""
@@ -39,13 +40,13 @@ class ClassScores:
     """How many are of it."""
 
 
-def answer_test_set(trained: Trained, dataset: Dataset) -> Answers:
-    """What the network says of every example of the test set, in its order."""
-    rows = dataset.splits["test"]
+def answer_split(trained: Trained, dataset: Dataset, split: str) -> Answers:
+    """What the network says of every example of a split, in its order."""
+    rows = dataset.splits[split]
     images, labels = (np.asarray(x)[rows.start : rows.stop] for x in dataset.examples)
     logits = apply_in_batches(jit_logits, trained, images)
     losses = np.asarray(cross_entropy(jnp.asarray(logits), jnp.asarray(labels)))
-    return Answers(labels, losses, special.softmax(logits, axis=1))
+    return Answers(images, labels, losses, special.softmax(logits, axis=1))
 
 
 def summarize_answers(answers: Answers) -> Summary:
@@ -82,15 +83,60 @@ def accuracy_interval(correct: int, count: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def to_json(trained: Trained, answers: Answers) -> dict[str, Any]:
-    """What evaluation.json holds."""
-    summary = summarize_answers(answers)
-    matrix = confusion_matrix(answers.labels, answers.predictions)
+def to_json(trained: Trained, train: Answers, test: Answers) -> dict[str, Any]:
+    """What evaluation.json holds: all that is shown, as tables or as a page."""
+    summaries = {"test": summarize_answers(test), "train": summarize_answers(train)}
+    matrix = confusion_matrix(test.labels, test.predictions)
     return {
         "dataset": trained.config.dataset,
         "step": trained.step,
-        **{f"test_{name}": value for name, value in vars(summary).items()},
-        "test_accuracy_interval_95": accuracy_interval(summary.correct, summary.count),
+        **flatten(summaries),
+        "test_accuracy_interval_95": accuracy_interval(
+            summaries["test"].correct, summaries["test"].count
+        ),
         "classes": [vars(scores) for scores in score_classes(matrix)],
         "confusion_matrix": matrix.tolist(),
     }
+
+
+def describe(evaluation: dict[str, Any]) -> dict[str, str]:
+    """Loss, accuracies and their gap, in words; as all below, of what `to_json` gives."""
+    train, test = evaluation["train_accuracy"], evaluation["test_accuracy"]
+    low, high = evaluation["test_accuracy_interval_95"]
+    gap = 100 * (train - test)
+    return {
+        "Test loss": f"{evaluation['test_loss']:.4f}",
+        "Test accuracy": f"{describe_accuracy(evaluation, 'test')}, "
+        f"95 % interval {100 * low:.2f} to {100 * high:.2f} %",
+        "Accuracy on the training set": describe_accuracy(evaluation, "train"),
+        "Gap": f"{gap:.2f} points{' of overfitting' if gap > 0 else ''}",
+    }
+
+
+def describe_accuracy(evaluation: dict[str, Any], split: str) -> str:
+    """In percent, and where that comes from."""
+    accuracy, correct, count = (
+        evaluation[f"{split}_{name}"] for name in ("accuracy", "correct", "count")
+    )
+    return f"{100 * accuracy:.2f} % ({correct:,} of {count:,})"
+
+
+CLASS_COLUMNS = "class", "precision, %", "recall, %", "images"
+
+
+def class_rows(evaluation: dict[str, Any]) -> list[list[str]]:
+    """Precision and recall of each class, in percent, as CLASS_COLUMNS."""
+
+    def percent(ratio: float | None) -> str:
+        return "-" if ratio is None else f"{100 * ratio:.2f}"
+
+    return [
+        [str(i), percent(of["precision"]), percent(of["recall"]), f"{of['count']:,}"]
+        for i, of in enumerate(evaluation["classes"])
+    ]
+
+
+def confusion_rows(evaluation: dict[str, Any]) -> list[list[str]]:
+    """The classes, and how many of each were taken for each; no number where there were none."""
+    rows = enumerate(evaluation["confusion_matrix"])
+    return [[str(i), *(f"{n}" if n else "" for n in row)] for i, row in rows]

@@ -62,3 +62,12 @@ def summarize(metrics: Metrics) -> Summary:
     loss_sum = float(np.asarray(metrics.loss_sum, np.float64).sum())
     correct, count = int(np.asarray(metrics.correct).sum()), int(np.asarray(metrics.count).sum())
     return Summary(loss_sum / count, correct / count, correct, count)
+
+
+def flatten(summaries: dict[str, Summary]) -> dict[str, float]:
+    """Summaries by the names of their splits, as one JSON object: `test_accuracy`, ..."""
+    return {
+        f"{split}_{name}": value
+        for split, summary in summaries.items()
+        for name, value in dataclasses.asdict(summary).items()
+    }

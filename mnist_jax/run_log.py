@@ -18,7 +18,7 @@ import mnist_jax
 from mnist_jax.config import CONFIG_FILE, Config, format_config
 from mnist_jax.errors import ConfigError, Interrupted, RunError
 from mnist_jax.input_pipeline import Dataset
-from mnist_jax.metrics import Summary
+from mnist_jax.metrics import Summary, flatten
 from mnist_jax.model import count_parameters
 from mnist_jax.processes import is_first_process
 from mnist_jax.runtime import console, describe_devices
@@ -175,7 +175,7 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
     ) -> None:
         """Records and says an epoch's metrics: `summaries` by their names."""
         self.check_folder()
-        record = {"epoch": epoch, "step": step, **_flatten(summaries), "seconds": seconds}
+        record = {"epoch": epoch, "step": step, **flatten(summaries), "seconds": seconds}
         self.history.append(record)
         if not self._writes:
             return
@@ -193,7 +193,7 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
         self.check_folder()
         if not self._writes:
             return
-        self._write_json("result.json", _flatten({"train": train, "test": test}))
+        self._write_json("result.json", flatten({"train": train, "test": test}))
         gap = 100 * (train.accuracy - test.accuracy)
         console.print(
             f"Test accuracy: {_percent(test)}\n"
@@ -236,14 +236,6 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
 
 def _sizes(dataset: Dataset) -> dict[str, int]:
     return {split: len(rows) for split, rows in dataset.splits.items()}
-
-
-def _flatten(summaries: dict[str, Summary]) -> dict[str, float]:
-    return {
-        f"{split}_{name}": value
-        for split, summary in summaries.items()
-        for name, value in dataclasses.asdict(summary).items()
-    }
 
 
 def _describe(name: str, summary: Summary) -> str:

@@ -39,6 +39,8 @@ class Trained(NamedTuple):
     step: int
     model: nn.Module
     params: PyTree[Float[np.ndarray, "..."]]
+    history: list[dict[str, Any]]
+    """The records of metrics.jsonl, one an epoch, till this step."""
 
 
 def find_run(workdir: Path | None) -> Path:
@@ -67,10 +69,15 @@ def read_config(workdir: Path) -> Config:
     Raises:
         ConfigError, RunError: its config.json or run.json is damaged.
     """
-    return replace(load_config(workdir / CONFIG_FILE), dataset=_read_record(workdir)["dataset"])
+    return replace(load_config(workdir / CONFIG_FILE), dataset=read_record(workdir)["dataset"])
 
 
-def _read_record(workdir: Path) -> dict[str, Any]:
+def read_record(workdir: Path) -> dict[str, Any]:
+    """What run.json holds: the dataset, the versions and the devices that the run has had.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
     record = read_object(workdir / "run.json")
     if not {"dataset", "train"} <= {*record}:
         raise RunError(f"{workdir / 'run.json'} is missing or damaged")
@@ -85,7 +92,7 @@ def load_trained(workdir: Path, dataset: Dataset | None = None) -> Trained:
     Raises:
         ConfigError, RunError: the run's files are damaged, or it has no checkpoint yet.
     """
-    config, num_train = read_config(workdir), _read_record(workdir)["train"]
+    config, num_train = read_config(workdir), read_record(workdir)["train"]
     model = make_model(config)
     template = _shapes(config, model, num_train)
     data = describe_dataset(dataset) if dataset else {"train_examples": num_train}
@@ -96,7 +103,7 @@ def load_trained(workdir: Path, dataset: Dataset | None = None) -> Trained:
         raise RunError(f"{workdir} has no checkpoint yet")
     state = restored.state
     log.info(f"Using {workdir}, after step {int(state.step):,}")
-    return Trained(workdir, config, int(state.step), model, state.params)
+    return Trained(workdir, config, int(state.step), model, state.params, restored.history)
 
 
 def _shapes(config: Config, model: nn.Module, num_train: int) -> Progress:

@@ -13,7 +13,7 @@ from sklearn import metrics
 
 from mnist_jax.commands import evaluate
 from mnist_jax.commands.options import EvaluateOptions
-from mnist_jax.evaluation import accuracy_interval, answer_test_set, confusion_matrix, score_classes
+from mnist_jax.evaluation import accuracy_interval, answer_split, confusion_matrix, score_classes
 from mnist_jax.input_pipeline import load_dataset
 from mnist_jax.train import Result
 from mnist_jax.trained import load_trained
@@ -23,7 +23,7 @@ from tests.oracle import cross_entropy, forward, softmax
 def test_what_it_says_of_each_image_is_what_the_oracle_says(sample_run: Result) -> None:
     trained = load_trained(sample_run.workdir)
     dataset = load_dataset(trained.config)
-    answers = answer_test_set(trained, dataset)
+    answers = answer_split(trained, dataset, "test")
     images, labels = (np.asarray(x)[4000:] for x in dataset.examples)
     logits, _ = forward(trained.params, images)
     np.testing.assert_array_equal(answers.labels, labels)
@@ -39,7 +39,7 @@ def test_the_scores_are_those_of_scikit_learn(
     table = capsys.readouterr().out
     found = json.loads((folder / "evaluation.json").read_text())
     trained = load_trained(folder)
-    answers = answer_test_set(trained, load_dataset(trained.config))
+    answers = answer_split(trained, load_dataset(trained.config), "test")
     labels, predictions = answers.labels, answers.predictions
     report: Any = metrics.classification_report(labels, predictions, output_dict=True)
     assert found["confusion_matrix"] == metrics.confusion_matrix(labels, predictions).tolist()

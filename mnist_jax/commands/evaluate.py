@@ -6,26 +6,31 @@ if __name__ == "__main__":  # before jax is imported
     OPTIONS = parse_options(EvaluateOptions, "evaluate")
 
 import dataclasses
+import importlib.util
 import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-from jaxtyping import Int
 from rich.table import Column, Table
 
 from mnist_jax.config import Config
 from mnist_jax.evaluation import (
-    Answers,
-    accuracy_interval,
-    answer_test_set,
-    confusion_matrix,
-    score_classes,
-    summarize_answers,
+    CLASS_COLUMNS,
+    answer_split,
+    class_rows,
+    confusion_rows,
+    describe,
     to_json,
 )
 from mnist_jax.input_pipeline import load_dataset
+from mnist_jax.report import Picture, format_report
 from mnist_jax.runtime import console, exit_at_once, run_program
 from mnist_jax.trained import find_run, load_trained, read_config
-from mnist_jax.workdir import write_whole
+from mnist_jax.workdir import naming, write_whole
+
+FIGURES = "figures"  # in a run folder
 
 
 def run(options: EvaluateOptions) -> int:
@@ -34,19 +39,46 @@ def run(options: EvaluateOptions) -> int:
 
 
 def evaluate(options: EvaluateOptions) -> None:
-    """Prints the tables, and writes evaluation.json into the run folder.
+    """Prints the tables; writes evaluation.json, figures/ and report.html into the run folder.
 
     Raises:
-        ConfigError, RunError: there is no run, or its files or its data are not as they were.
+        ConfigError, RunError: there is no run, or its files or its data are not as they were; or
+            the folder cannot be written.
     """
     workdir = find_run(options.workdir)
     dataset = load_dataset(config_of_data(read_config(workdir), options))
     trained = load_trained(workdir, dataset)
-    answers = answer_test_set(trained, dataset)
-    show(answers)
-    text = json.dumps(to_json(trained, answers), indent=2) + "\n"
-    write_whole(workdir / "evaluation.json", text)
-    console.print(f"Written: {workdir / 'evaluation.json'}")
+    train, test = (answer_split(trained, dataset, split) for split in ("train", "test"))
+    evaluation = to_json(trained, train, test)
+    show(evaluation)
+    write_whole(workdir / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
+    pictures = []
+    if importlib.util.find_spec("matplotlib"):
+        from mnist_jax.pictures import draw_pictures
+
+        pictures = draw_pictures(trained, evaluation, test)
+        write_pictures(workdir / FIGURES, pictures)
+    else:
+        console.print('For the pictures: pip install -e ".[figures]", and evaluate again')
+    report = format_report(trained, evaluation, pictures, command_for(options, workdir))
+    write_whole(workdir / "report.html", report)
+    console.print(f"Report: {workdir / 'report.html'}")
+
+
+def write_pictures(folder: Path, pictures: Sequence[Picture]) -> None:
+    """Writes them as PNG files into `folder`, which it makes."""
+    with naming(folder):
+        folder.mkdir(exist_ok=True)
+    for picture in pictures:
+        write_whole(folder / f"{picture.name}.png", picture.png)
+
+
+def command_for(options: EvaluateOptions, workdir: Path) -> str:
+    """The command line that evaluates this run again, whatever runs come after it."""
+    words = ["python", "-m", "mnist_jax", "evaluate"]
+    for name, value in vars(dataclasses.replace(options, workdir=workdir)).items():
+        words += [f"--{name.replace('_', '-')}", str(value)] if value else []
+    return shlex.join(words)
 
 
 def config_of_data(config: Config, options: EvaluateOptions) -> Config:
@@ -56,40 +88,19 @@ def config_of_data(config: Config, options: EvaluateOptions) -> Config:
     return dataclasses.replace(config, require_full_data=True, **named)
 
 
-def show(answers: Answers) -> None:
+def show(evaluation: dict[str, Any]) -> None:
     """Prints loss and accuracy, the scores of each class, and the confusion matrix."""
-    summary = summarize_answers(answers)
-    low, high = accuracy_interval(summary.correct, summary.count)
-    matrix = confusion_matrix(answers.labels, answers.predictions)
-    console.print(
-        f"Test loss: {summary.loss:.4f}\n"
-        f"Test accuracy: {100 * summary.accuracy:.2f} % ({summary.correct:,} of "
-        f"{summary.count:,}), 95 % interval {100 * low:.2f} to {100 * high:.2f} %"
-    )
-    console.print(class_table(matrix))
-    console.print(confusion_table(matrix))
+    console.print("\n".join(f"{name}: {text}" for name, text in describe(evaluation).items()))
+    console.print(make_table(CLASS_COLUMNS, class_rows(evaluation)))
+    matrix = confusion_rows(evaluation)
+    console.print(make_table(["is", *(f"as {row[0]}" for row in matrix)], matrix))
 
 
-def right(name: str) -> Column:
-    """A column of numbers."""
-    return Column(name, justify="right")
-
-
-def class_table(matrix: Int[np.ndarray, "classes classes"]) -> Table:
-    """Precision and recall of each class, in percent."""
-    table = Table(*(right(name) for name in ("class", "precision, %", "recall, %", "images")))
-    for i, scores in enumerate(score_classes(matrix)):
-        ratios = scores.precision, scores.recall
-        shown = ("-" if ratio is None else f"{100 * ratio:.2f}" for ratio in ratios)
-        table.add_row(str(i), *shown, f"{scores.count:,}")
-    return table
-
-
-def confusion_table(matrix: Int[np.ndarray, "classes classes"]) -> Table:
-    """How many of each class were taken for each class; no number where there were none."""
-    table = Table("is", *(right(f"as {i}") for i in range(len(matrix))))
-    for i, row in enumerate(matrix.tolist()):
-        table.add_row(str(i), *(f"{n}" if n else "" for n in row))
+def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table of numbers."""
+    table = Table(*(Column(name, justify="right") for name in columns))
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
