@@ -97,3 +97,11 @@ def test_a_file_that_cannot_be_written_is_named(
     assert run(ExportOptions(tmp_path / out, sample_run.workdir)) == 1
     assert message in capsys.readouterr().err
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_link_stays_one(sample_run: Result, tmp_path: Path) -> None:
+    link, file = tmp_path / "newest.bin", tmp_path / "digits.bin"
+    link.symlink_to(file.name)
+    assert run(ExportOptions(link, sample_run.workdir)) == 0
+    assert link.is_symlink()
+    assert file.stat().st_size > 10**6
