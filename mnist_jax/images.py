@@ -31,7 +31,8 @@ REFUSED = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG"}
 def list_images(folder: Path) -> list[Path]:
     """The files in `folder`, not in those within, that are named as images are."""
     formats = Image.registered_extensions()
-    suffixes = {suffix for suffix, name in formats.items() if name not in REFUSED}
+    # Some Pillow only writes: a PDF among the pictures is none.
+    suffixes = {suffix for suffix, name in formats.items() if name in Image.OPEN.keys() - REFUSED}
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes and p.is_file())
 
 

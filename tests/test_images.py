@@ -266,7 +266,7 @@ def test_a_name_that_no_file_has_gets_one_line(name: str) -> None:
 
 
 def test_only_what_is_named_as_an_image_is_taken_from_a_folder(tmp_path: Path) -> None:
-    for name in ("b.png", "a.JPG", "notes.txt", ".DS_Store", "c.eps", "d.png/e.png"):
+    for name in ("b.png", "a.JPG", "notes.txt", ".DS_Store", "c.eps", "c.pdf", "d.png/e.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert [path.name for path in list_images(tmp_path)] == ["a.JPG", "b.png"]
