@@ -57,6 +57,14 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", guarded_getaddrinfo)
 
 
+@pytest.fixture(scope="module")
+def tests_cache() -> Iterator[None]:
+    """For a program that is called in this process: it leaves the cache as the tests have it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+        yield
+
+
 @pytest.fixture(scope="session")
 def manual_dir() -> Path:
     """The directory with the four official MNIST files."""

@@ -19,6 +19,8 @@ from mnist_jax.train import Result
 from mnist_jax.trained import load_trained
 from tests.oracle import cross_entropy, forward, softmax
 
+pytestmark = pytest.mark.usefixtures("tests_cache")
+
 
 def test_what_it_says_of_each_image_is_what_the_oracle_says(sample_run: Result) -> None:
     trained = load_trained(sample_run.workdir)

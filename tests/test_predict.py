@@ -1,7 +1,9 @@
 """`predict`: the right digit for each picture, one line for each that is none."""
 
+import errno
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -29,11 +32,8 @@ COMMAND = [sys.executable, "-m", "mnist_jax", "predict"]
 
 
 @pytest.fixture
-def call(
-    sample_run: Result, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Any:
+def call(sample_run: Result, tests_cache: None, capsys: pytest.CaptureFixture[str]) -> Any:
     """The command, in this process: its exit code, stdout and stderr."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")  # as the tests have it
 
     def call(*words: str | Path, workdir: Path = sample_run.workdir) -> tuple[int, str, str]:
         words = (*words, "--workdir", workdir)
@@ -129,6 +129,18 @@ def test_what_the_network_saw_is_shown(call: Any, digits: Path, tmp_path: Path) 
     assert call(digits, "--show", tmp_path / "seen.png")[0] == 2
     code, _, err = call(digits / "03.png", "--show", digits / "notes.txt" / "seen.png")
     assert (code, "cannot be written" in err) == (1, True)
+
+
+def test_a_full_disk_leaves_no_half_of_what_is_shown(
+    call: Any, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(errno.ENOSPC, "No space left")))
+    code, _, err = call(digits / "03.png", "--show", tmp_path / "seen.png")
+    assert (code, err.splitlines()[-1]) == (
+        1,
+        f"error: {tmp_path / 'seen.png'} cannot be written: No space left",
+    )
+    assert not (tmp_path / "seen.png").exists()
 
 
 @pytest.mark.parametrize("words", [[], ["--jason", "a.png"], ["a.png", "--workdir"]])

@@ -27,6 +27,7 @@ from mnist_jax.train import Result, train_and_evaluate
 from mnist_jax.trained import load_trained
 from mnist_jax.workdir import lock_folder
 
+pytestmark = pytest.mark.usefixtures("tests_cache")
 NAMES = ["learning_curves", "confusion", "mistakes", "features", "examples"]
 VOID = {"meta", "img"}  # elements that HTML does not close
 
@@ -68,7 +69,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def folder(sample_run: Result, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(sample_run: Result, tests_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that has been evaluated."""
     copy = Path(shutil.copytree(sample_run.workdir, tmp_path_factory.mktemp("report") / "a <run>"))
     assert evaluate.run(EvaluateOptions(copy)) == 0

@@ -6,6 +6,7 @@ if __name__ == "__main__":  # before jax is imported
     OPTIONS = parse_options(PredictOptions, "predict")
 
 import contextlib
+import io
 import json
 import os
 import sys
@@ -24,7 +25,7 @@ from mnist_jax.errors import ConfigError, ImageError, RunError
 from mnist_jax.images import MAX_BYTES, list_images, read_image
 from mnist_jax.runtime import console, exit_at_once, print_error, run_program
 from mnist_jax.trained import find_run, load_trained, predict
-from mnist_jax.workdir import naming
+from mnist_jax.workdir import naming, write_whole
 
 STDIN = "-"
 MAX_CHARTS = 10  # for more pictures, a line each
@@ -142,7 +143,14 @@ def save(pictures: Sequence[Picture], path: Path) -> None:
         for i, picture in enumerate(pictures):
             stem = "stdin" if picture.name == STDIN else Path(picture.name).stem
             file = path if one_file else path / f"{i:04}_{stem}.png"
-            Image.fromarray(picture.pixels).save(file)
+            write_whole(file, to_png(picture.pixels))
+
+
+def to_png(pixels: UInt8[np.ndarray, "28 28"]) -> bytes:
+    """A grey PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
 
 
 def print_json(pictures: Sequence[Picture], probabilities: Float[np.ndarray, "n 10"]) -> None:
