@@ -3,10 +3,11 @@
 import dataclasses
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import special, stats
+from scipy import stats
 
 from mnist_jax.input_pipeline import Dataset
 from mnist_jax.metrics import Summary, cross_entropy, flatten
@@ -46,7 +47,7 @@ def answer_split(trained: Trained, dataset: Dataset, split: str) -> Answers:
     images, labels = (np.asarray(x)[rows.start : rows.stop] for x in dataset.examples)
     logits = apply_in_batches(jit_logits, trained, images)
     losses = np.asarray(cross_entropy(jnp.asarray(logits), jnp.asarray(labels)))
-    return Answers(images, labels, losses, special.softmax(logits, axis=1))
+    return Answers(images, labels, losses, np.asarray(jax.nn.softmax(logits)))
 
 
 def summarize_answers(answers: Answers) -> Summary:
