@@ -18,8 +18,7 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in COMMANDS:
         sys.argv = [f"mnist_jax {name}", *sys.argv[2:]]
-        # The help text of a flag is found in the source of the module that is called __main__.
-        runpy.run_module(COMMANDS[name][0], run_name="__main__", alter_sys=True)
+        runpy.run_module(COMMANDS[name][0], run_name="__main__")
         return
     print("usage: python -m mnist_jax COMMAND [--help]\n")
     for command, (_, what) in COMMANDS.items():
