@@ -106,6 +106,18 @@ def load_trained(workdir: Path, dataset: Dataset | None = None) -> Trained:
     return Trained(workdir, config, int(state.step), model, state.params, restored.history)
 
 
+def load_reader(workdir: Path | None) -> Trained:
+    """The network of the run that `find_run` finds, if it knows digits.
+
+    Raises:
+        ConfigError, RunError: there is none, or it has learnt something else.
+    """
+    trained = load_trained(find_run(workdir))
+    if trained.config.dataset == "fashion_mnist":
+        raise RunError(f"{trained.workdir} was trained on clothes; name a run on digits: --workdir")
+    return trained
+
+
 def _shapes(config: Config, model: nn.Module, num_train: int) -> Progress:
     """The shapes of a checkpoint: those of arrays that are not computed."""
     num_steps = -(-num_train // min(config.batch_size, num_train))  # as `make_task` has it

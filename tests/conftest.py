@@ -92,3 +92,14 @@ def sample_run(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> An
 
     config = Config(dataset="mnist_sample", data_dir=str(sample_dir), num_epochs=2)
     return train_and_evaluate(config, tmp_path_factory.mktemp("trained") / "run")
+
+
+@pytest.fixture(scope="session")
+def full_run(manual_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The Result of the default run on all of MNIST."""
+    from mnist_jax.config import Config
+    from mnist_jax.train import train_and_evaluate
+
+    folder = tmp_path_factory.mktemp("full")
+    config = Config(data_dir=str(folder / "data"), manual_dir=str(manual_dir))
+    return train_and_evaluate(config, folder / "run")

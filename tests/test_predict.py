@@ -18,12 +18,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mnist_jax import trained
 from mnist_jax.commands import evaluate, predict
 from mnist_jax.commands.options import EvaluateOptions, PredictOptions, parse_options
 from mnist_jax.config import Config
 from mnist_jax.images import read_image
 from mnist_jax.input_pipeline import load_arrays
-from mnist_jax.train import Result, train_and_evaluate
+from mnist_jax.train import Result
 from mnist_jax.trained import Trained, load_trained
 from mnist_jax.trained import predict as predict_images
 from tests.test_images import HOSTILE, encode
@@ -166,7 +167,7 @@ def test_a_run_on_clothes_is_not_asked_for_digits(
     def load(folder: Path) -> Trained:
         return load_trained(folder)._replace(config=Config(dataset="fashion_mnist"))
 
-    monkeypatch.setattr(predict, "load_trained", load)
+    monkeypatch.setattr(trained, "load_trained", load)
     code, _, err = call(digits / "03.png")
     assert code == 1
     assert "was trained on clothes" in err
@@ -246,13 +247,6 @@ FORMS: dict[str, tuple[Callable[[Image.Image], Image.Image], str, float]] = {
     "inverted": (lambda image: image.point(lambda level: 255 - level), "png", 1.5),
     "jpeg": (lambda image: image, "jpg", 1.5),
 }
-
-
-@pytest.fixture(scope="module")
-def full_run(manual_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
-    folder = tmp_path_factory.mktemp("full")
-    config = Config(data_dir=str(folder / "data"), manual_dir=str(manual_dir))
-    return train_and_evaluate(config, folder / "run")
 
 
 @pytest.mark.slow

@@ -21,10 +21,10 @@ from PIL import Image
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from mnist_jax.errors import ConfigError, ImageError, RunError
+from mnist_jax.errors import ConfigError, ImageError
 from mnist_jax.images import MAX_BYTES, list_images, read_image
 from mnist_jax.runtime import console, exit_at_once, print_error, run_program
-from mnist_jax.trained import find_run, load_trained, predict
+from mnist_jax.trained import load_reader, predict
 from mnist_jax.workdir import naming, write_whole
 
 STDIN = "-"
@@ -50,9 +50,7 @@ def answer(options: PredictOptions) -> int:
         RunError: there is no trained network, or a picture cannot be saved.
         ConfigError: --show names one file for several pictures.
     """
-    trained = load_trained(find_run(options.workdir))
-    if trained.config.dataset == "fashion_mnist":
-        raise RunError(f"{trained.workdir} was trained on clothes; name a run on digits: --workdir")
+    trained = load_reader(options.workdir)
     with silence():
         read = list(read_all(options.images))
     pictures = [Picture(name, found) for name, found in read if isinstance(found, np.ndarray)]
