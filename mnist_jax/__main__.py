@@ -8,6 +8,7 @@ COMMANDS = {
     "evaluate": ("mnist_jax.commands.evaluate", "look closely at how well it does"),
     "predict": ("mnist_jax.commands.predict", "ask it which digits are in pictures"),
     "export": ("mnist_jax.commands.export", "save it as one file that only jax is needed to run"),
+    "demo": ("mnist_jax.commands.demo", "draw a digit in the browser, and see what it says"),
     "seeds": ("mnist_jax.commands.seeds", "train it from many seeds, and see how they spread"),
     "check": ("mnist_jax.commands.check", "see whether this machine gives the known numbers"),
 }

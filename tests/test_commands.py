@@ -39,7 +39,7 @@ def test_the_commands_are_listed(words: list[str], code: int) -> None:
     command = [sys.executable, "-m", "mnist_jax", *words]
     process = subprocess.run(command, capture_output=True, text=True)
     assert process.returncode == code
-    for name in ("train", "evaluate", "predict", "export", "seeds", "check"):
+    for name in ("train", "evaluate", "predict", "export", "demo", "seeds", "check"):
         assert f"  {name} " in process.stdout
     assert ("sing is no command" in process.stderr) == (code == 2)
 

@@ -152,7 +152,7 @@ def test_wrong_usage_gets_a_box(words: list[str], capsys: pytest.CaptureFixture[
     assert "predict --help" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["predict", "evaluate", "export"])
+@pytest.mark.parametrize("command", ["predict", "evaluate", "export", "demo"])
 def test_help_is_given_without_jax(command: str) -> None:
     words = [sys.executable, "-X", "importtime", "-m", "mnist_jax", command, "--help"]
     process = subprocess.run(words, capture_output=True, text=True)

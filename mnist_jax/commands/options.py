@@ -86,6 +86,22 @@ class ExportOptions:
     """The run to export; without it, the one under runs/ that finished last."""
 
 
+@dataclasses.dataclass(frozen=True)
+class DemoOptions:
+    """Serve a page to draw a digit on, until Ctrl-C."""
+
+    workdir: Folder = None
+    """The run to ask; without it, the one under runs/ that finished last."""
+    host: str = "127.0.0.1"
+    """The address to listen at: 0.0.0.0 lets in everyone who can reach this machine."""
+    port: int = 7860
+    """The port to listen at; 0: any free one."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port is {self.port}; it must be 0 to 65535")
+
+
 def parse_options(options: type[T], command: str, args: Sequence[str] | None = None) -> T:
     """What a command line says; prints a box and exits with 2 if it is wrong.
 

@@ -1,0 +1,94 @@
+"""`python -m mnist_jax demo`: a page to draw a digit on."""
+
+from mnist_jax.commands.options import DemoOptions, parse_options
+
+if __name__ == "__main__":  # before jax is imported
+    OPTIONS = parse_options(DemoOptions, "demo")
+
+import base64
+import html
+import io
+from typing import TypedDict
+
+import numpy as np
+from PIL import Image
+
+from mnist_jax.commands import web
+from mnist_jax.errors import ImageError
+from mnist_jax.images import read_image
+from mnist_jax.runtime import console, exit_at_once, run_program
+from mnist_jax.trained import Trained, load_reader, predict
+
+HINT = "Draw a digit, or choose a picture of one."
+
+
+class Answer(TypedDict):
+    """What the page shows, and a program gets."""
+
+    digit: int | None
+    probabilities: list[float]
+    seen: str
+    """What the network saw, as the URL of a PNG; "" if nothing."""
+    hint: str
+    """Why there is no digit, as HTML; else ""."""
+
+
+def run(options: DemoOptions) -> int:
+    """Serves the page, with errors as messages. Returns the exit code."""
+    return run_program(lambda: serve(options))
+
+
+def serve(options: DemoOptions) -> None:
+    """Serves the page until SIGINT or SIGTERM.
+
+    Raises:
+        ConfigError: gradio is not installed.
+        RunError: the port cannot be had, or there is no trained network.
+    """
+    web.import_gradio()
+    listener = web.listen(options.host, options.port)
+    trained = load_reader(options.workdir)
+    predict(trained, np.zeros((1, 28, 28), np.uint8))  # compiles it, before anyone waits for it
+    app = web.build_app(lambda drawing: answer(trained, decode(drawing)))
+    console.print(f"Draw a digit: {web.url(listener)} (Ctrl-C ends it)")
+    web.serve_until_signal(app, listener)
+
+
+def decode(drawing: object) -> bytes:
+    """The image file in a data URL; nothing for none.
+
+    Raises:
+        ValueError: it is no such URL: it does not come from the page.
+    """
+    if drawing in (None, ""):
+        return b""
+    head, _, body = drawing.partition(",") if isinstance(drawing, str) else ("", "", "")
+    if not (head.startswith("data:") and head.endswith(";base64")):
+        raise ValueError("not a data URL in base64")
+    return base64.b64decode(body, validate=True)
+
+
+def answer(trained: Trained, file: bytes) -> Answer:
+    """What the network says of the picture in an image file, or why it says nothing."""
+    try:
+        pixels = read_image(file) if file else None
+        reason = HINT
+    except ImageError as error:
+        pixels = None
+        reason = HINT if str(error) == "blank" else f"This picture cannot be read: {error}"
+    if pixels is None:
+        return Answer(digit=None, probabilities=[0.0] * 10, seen="", hint=html.escape(reason))
+    (row,) = predict(trained, pixels[None])
+    seen = to_url(Image.fromarray(pixels))
+    return Answer(digit=int(row.argmax()), probabilities=row.tolist(), seen=seen, hint="")
+
+
+def to_url(image: Image.Image) -> str:
+    """A data URL of `image`, as PNG."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+if __name__ == "__main__":
+    exit_at_once(run(OPTIONS))  # pyright: ignore[reportPossiblyUnboundVariable]
