@@ -85,6 +85,17 @@ def sample_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def mnist_dir(manual_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data_dir in which all of MNIST is prepared and cached."""
+    from mnist_jax.config import Config
+    from mnist_jax.input_pipeline import load_dataset
+
+    directory = tmp_path_factory.mktemp("mnist")
+    load_dataset(Config(data_dir=str(directory), manual_dir=str(manual_dir)))
+    return directory
+
+
+@pytest.fixture(scope="session")
 def sample_run(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The Result of two epochs on the sample. Tests that write into its folder take a copy."""
     from mnist_jax.config import Config
@@ -95,11 +106,10 @@ def sample_run(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> An
 
 
 @pytest.fixture(scope="session")
-def full_run(manual_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def full_run(mnist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The Result of the default run on all of MNIST."""
     from mnist_jax.config import Config
     from mnist_jax.train import train_and_evaluate
 
-    folder = tmp_path_factory.mktemp("full")
-    config = Config(data_dir=str(folder / "data"), manual_dir=str(manual_dir))
-    return train_and_evaluate(config, folder / "run")
+    config = Config(data_dir=str(mnist_dir))
+    return train_and_evaluate(config, tmp_path_factory.mktemp("full") / "run")

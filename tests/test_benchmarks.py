@@ -15,10 +15,10 @@ PARTS = ["products_numpy", "update_numpy"]
 
 @pytest.mark.slow
 def test_the_comparison_trains_the_same_network_and_compares(
-    manual_dir: Path, tmp_path: Path
+    mnist_dir: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("matplotlib", reason="the picture needs matplotlib, of the extra `bench`")
-    flags = ["--data-dir", tmp_path / "data", "--manual-dir", manual_dir, "--out", tmp_path]
+    flags = ["--data-dir", mnist_dir, "--out", tmp_path]
     command = [
         sys.executable,
         BENCHMARKS / "compare.py",

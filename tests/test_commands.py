@@ -259,8 +259,8 @@ def test_an_accelerator_that_jax_leaves_unused_is_told(
 
 
 @pytest.mark.slow
-def test_check_and_seeds_on_full_mnist(manual_dir: Path, tmp_path: Path, call_check: Any) -> None:
-    flags = ["--data-dir", str(tmp_path / "data"), "--manual-dir", str(manual_dir)]
+def test_check_and_seeds_on_full_mnist(mnist_dir: Path, tmp_path: Path, call_check: Any) -> None:
+    flags = ["--data-dir", str(mnist_dir)]
     code, single_run = call_check(*flags)
     assert code == 0
     code, report = call_check(*flags, "--learning-rate", "0.01")

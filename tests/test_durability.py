@@ -262,7 +262,7 @@ def test_memory_and_files_do_not_grow_with_the_epochs(sample_dir: Path, tmp_path
 
 @pytest.mark.slow
 def test_a_save_blocks_training_for_less_than_50_ms(
-    manual_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mnist_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = []
     save = Checkpoints.save
@@ -273,7 +273,7 @@ def test_a_save_blocks_training_for_less_than_50_ms(
         seconds.append(time.perf_counter() - started)
 
     monkeypatch.setattr(Checkpoints, "save", timed_save)
-    config = Config(data_dir=str(tmp_path / "data"), manual_dir=str(manual_dir), num_epochs=8)
+    config = Config(data_dir=str(mnist_dir), num_epochs=8)
     train_and_evaluate(config, tmp_path / "run")
     assert len(seconds) == 8
     assert statistics.median(seconds) < 0.05  # the worst depends on who shares the machine

@@ -45,9 +45,9 @@ def test_its_probabilities_are_those_of_the_model(batch_size: int, sample_run: R
 
 @pytest.mark.slow
 def test_its_probabilities_are_those_of_the_model_on_all_of_mnist(
-    manual_dir: Path, tmp_path: Path
+    mnist_dir: Path, tmp_path: Path
 ) -> None:
-    config = Config(data_dir=str(tmp_path / "data"), manual_dir=str(manual_dir))
+    config = Config(data_dir=str(mnist_dir))
     trained = load_trained(train_and_evaluate(config, tmp_path / "run").workdir)
     images = load_arrays("mnist", config).test_images
     for batch_size in (1, 7, 10_000):

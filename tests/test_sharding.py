@@ -23,11 +23,13 @@ Arrays = dict[str, np.ndarray]
 TRAIN = ["-m", "mnist_jax.train"]
 TOPOLOGIES = [(1, 8), (2, 1)]  # processes, and the devices of each
 RESUMED = [(1, 4)]  # that of two processes is, where one is killed
-LOST_ONES = [(0, signal.SIGKILL), (1, signal.SIGSTOP)]
+LOST_ONES = [(0, signal.SIGKILL), (1, signal.SIGKILL)]
+STOPPED = [(0, 1)]
 if "MNIST_JAX_ALL_TOPOLOGIES" in os.environ:
     TOPOLOGIES += [(1, 2), (1, 4), (2, 4), (4, 1)]
     RESUMED += [(1, 2), (1, 8), (2, 2), (4, 1)]
-    LOST_ONES += [(1, signal.SIGKILL)]
+    LOST_ONES += [(1, signal.SIGSTOP)]
+    STOPPED += [(1,)]
 
 
 def start(
@@ -89,9 +91,8 @@ def sample_flags(sample_dir: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def mnist_flags(manual_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    data_dir = tmp_path_factory.mktemp("mnist")
-    return ["--data-dir", str(data_dir), "--manual-dir", str(manual_dir)]
+def mnist_flags(mnist_dir: Path) -> list[str]:
+    return ["--data-dir", str(mnist_dir)]
 
 
 @pytest.fixture(scope="session")
@@ -254,7 +255,7 @@ def test_processes_that_differ_all_end(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stopped", [(1,), (0, 1)])
+@pytest.mark.parametrize("stopped", STOPPED)
 def test_a_signal_before_training_ends_all(
     stopped: tuple[int, ...], sample_flags: list[str], tmp_path: Path
 ) -> None:
@@ -288,6 +289,7 @@ def test_a_signal_before_training_ends_all(
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("MNIST_JAX_ALL_TOPOLOGIES" not in os.environ, reason="it waits for 45 seconds")
 def test_a_process_whose_other_never_comes_says_so(sample_flags: list[str], tmp_path: Path) -> None:
     wrong = ["--learning-rate", "-1"]
     words = [*TRAIN, *sample_flags, "--workdir", str(tmp_path / "run")]

@@ -346,8 +346,8 @@ def test_bugs_keep_their_tracebacks(bug: Exception, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
-def test_the_lesson_on_full_mnist(manual_dir: Path, tmp_path: Path) -> None:
-    config = Config(data_dir=str(tmp_path / "data"), manual_dir=str(manual_dir))
+def test_the_lesson_on_full_mnist(mnist_dir: Path, tmp_path: Path) -> None:
+    config = Config(data_dir=str(mnist_dir))
     results = [
         train_and_evaluate(replace(config, seed=seed), tmp_path / f"{seed}") for seed in range(2)
     ]
