@@ -42,7 +42,7 @@ def format_report(
         summary=format_pairs(describe(evaluation)),
         pictures="\n".join(map(format_picture, pictures)),
         classes=format_numbers(CLASS_COLUMNS, class_rows(evaluation)),
-        confusion=format_numbers(["", *(row[0] for row in matrix)], matrix),
+        confusion=format_numbers(["class", *(row[0] for row in matrix)], matrix),
         run=format_pairs(describe_run(trained) | {"Made by": command}),
         settings=format_pairs(dataclasses.asdict(trained.config)),
     )
