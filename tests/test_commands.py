@@ -101,6 +101,7 @@ def test_seeds_end_as_single_runs_do(
         assert f"{100 * row['test']['accuracy']:.2f}" in table
 
 
+@pytest.mark.slow
 def test_a_seed_that_diverges_is_named_and_left_out(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +148,7 @@ def test_a_seed_that_is_left_alone_is_told_all_the_same(
     assert report["test_accuracy"] is None
 
 
+@pytest.mark.slow
 def test_seeds_are_compared_on_the_validation_split_where_there_is_one(
     config: Config, tmp_path: Path
 ) -> None:

@@ -301,6 +301,7 @@ def test_epochs_taken_out_of_the_config_are_refused(
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_a_run_that_fell_back_on_the_sample_goes_on_with_it(
     config: Config, interrupt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,6 +73,7 @@ def test_run_folder_records_the_run(result: Result, config: Config) -> None:
     assert sorted(os.listdir(folder / "checkpoints")) == ["32", "64"]
 
 
+@pytest.mark.slow
 def test_a_plain_loop_without_evaluation_gives_the_same_bits(
     config: Config, tmp_path: Path
 ) -> None:

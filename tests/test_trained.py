@@ -174,6 +174,7 @@ def test_it_says_which_run_it_uses(sample_run: Result, caplog: pytest.LogCapture
     assert f"Using {sample_run.workdir}, after step 64" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("standard_dtypes")  # the schedule
 def test_a_config_with_another_optimizer_is_read(sample_dir: Path, tmp_path: Path) -> None:
     """The checkpoint has another optimizer state, and an epoch of one step."""
