@@ -3,6 +3,8 @@
 import runpy
 import sys
 
+from mnist_jax.command_line import leave_signals_to_the_system
+
 COMMANDS = {
     "train": ("mnist_jax.train", "train the network, test it and save it"),
     "evaluate": ("mnist_jax.commands.evaluate", "look closely at how well it does"),
@@ -16,6 +18,7 @@ COMMANDS = {
 
 def main() -> None:
     """Runs the command that is named, or lists all; exits with 2 if there is none of that name."""
+    leave_signals_to_the_system()
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in COMMANDS:
         sys.argv = [f"mnist_jax {name}", *sys.argv[2:]]

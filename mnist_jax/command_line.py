@@ -6,6 +6,7 @@ Imports no jax, so that `--help` and a wrong flag are answered at once.
 import argparse
 import dataclasses
 import os
+import signal
 import sys
 import typing
 from collections.abc import Sequence
@@ -107,6 +108,26 @@ def parse_args(
 
     prog = f"python -m mnist_jax {command}" if command else "python -m mnist_jax.train"
     return tyro.cli(parse, prog=prog, description=options.__doc__, args=args)
+
+
+# How Python starts with them; a shell's own tools leave both to the system.
+PYTHONS_HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGPIPE: signal.SIG_IGN}
+
+
+def leave_signals_to_the_system() -> None:
+    """For a program, while it has nothing to lose: no signal makes a traceback.
+
+    Neither Ctrl-C while it imports, nor a reader of its --help that leaves.
+    """
+    for number in PYTHONS_HANDLERS:
+        signal.signal(number, signal.SIG_DFL)
+
+
+def take_signals_back() -> None:
+    """Ends what `leave_signals_to_the_system` has begun, if it has."""
+    for number, handler in PYTHONS_HANDLERS.items():
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, handler)
 
 
 def print_usage_error(message: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import jax
 from rich.console import Console
 
-from mnist_jax.command_line import Launch, print_usage_error
+from mnist_jax.command_line import Launch, print_usage_error, take_signals_back
 from mnist_jax.errors import ConfigError, Interrupted, RunError
 from mnist_jax.processes import LOST, is_first_process, is_loss, join_processes, leave_processes
 
@@ -56,6 +56,7 @@ def run_program(function: Callable[[], int | None], launch: Launch | None = None
 
     With a `launch`, it first joins the other processes and looks at the platform.
     """
+    take_signals_back()
     show_log_messages()
     code = 1
     try:
@@ -155,7 +156,8 @@ def check_platform(required: str | None) -> None:
         platform = jax.default_backend()
     except Exception as error:  # of what kind depends on the platform
         platforms = os.environ.get("JAX_PLATFORMS")
-        raise RunError(f"JAX finds no device (JAX_PLATFORMS is {platforms}): {error}") from error
+        reason = str(error) or type(error).__name__
+        raise RunError(f"JAX finds no device (JAX_PLATFORMS is {platforms}): {reason}") from error
     if required not in (None, platform):
         raise RunError(
             f"{required} is required, and jax runs on {describe_devices()}. Is jax installed for "

@@ -50,9 +50,7 @@ def set_up(config: Config, dataset: Dataset, mesh: Mesh) -> tuple[Task, TrainSta
 
 def make_task(config: Config, dataset: Dataset, mesh: Mesh) -> Task:
     """All but the state."""
-    num_train = len(dataset.splits["train"])
-    batch_size = min(config.batch_size, num_train)
-    num_steps = -(-num_train // batch_size)  # rounded up: the last batch is short
+    batch_size, num_steps = plan_batches(config, len(dataset.splits["train"]))
     return Task(
         config=config,
         mesh=mesh,
@@ -64,6 +62,12 @@ def make_task(config: Config, dataset: Dataset, mesh: Mesh) -> Task:
         tx=make_optimizer(config, config.num_epochs * num_steps),
         order_key=split_seed(config.seed)[1],
     )
+
+
+def plan_batches(config: Config, num_train: int) -> tuple[int, int]:
+    """The batch size, and how many steps an epoch has: the last batch may be short."""
+    batch_size = min(config.batch_size, num_train)
+    return batch_size, -(-num_train // batch_size)
 
 
 def split_seed(seed: int) -> tuple[PRNGKeyArray, PRNGKeyArray]:

@@ -3,11 +3,11 @@
 import signal
 import sys
 
-from mnist_jax.command_line import Launch, parse_args
+from mnist_jax.command_line import Launch, leave_signals_to_the_system, parse_args
 from mnist_jax.config import Config, deciding_fields
 
 if __name__ == "__main__":  # before jax is imported: --help and a wrong flag are answered at once
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends an import without a traceback
+    leave_signals_to_the_system()
     CONFIG, LAUNCH = parse_args()
 
 import contextlib
@@ -179,6 +179,5 @@ def run(config: Config, launch: Launch, signals: Signals | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     exit_at_once(run(CONFIG, LAUNCH, Signals()))  # pyright: ignore[reportPossiblyUnboundVariable]

@@ -19,12 +19,15 @@ from mnist_jax.input_pipeline import Dataset, describe_dataset, normalize
 from mnist_jax.metrics import Metrics
 from mnist_jax.model import make_model, predict_logits, predict_probabilities
 from mnist_jax.optimizer import make_optimizer
+from mnist_jax.runtime import check_platform
 from mnist_jax.steps import TrainState, empty_metrics, init_state
+from mnist_jax.task import plan_batches
 from mnist_jax.workdir import read_object
 
 log = logging.getLogger(__name__)
 BATCH_SIZE = 256  # always: it compiles once, and an image gets the same bits in any company
 NUM_PIXELS = 28 * 28
+DIGITS = ("mnist", "mnist_sample")  # the datasets of digits
 
 jit_logits = jax.jit(predict_logits, static_argnames="model")
 jit_probabilities = jax.jit(predict_probabilities, static_argnames="model")
@@ -38,7 +41,7 @@ class Trained(NamedTuple):
     """Its dataset is the one really used."""
     step: int
     model: nn.Module
-    params: PyTree[Float[np.ndarray, "..."]]
+    params: PyTree[Float[Array, "..."]]
     history: list[dict[str, Any]]
     """The records of metrics.jsonl, one an epoch, till this step."""
 
@@ -90,8 +93,10 @@ def load_trained(workdir: Path, dataset: Dataset | None = None) -> Trained:
     Nothing in the folder changes. If there is a `dataset`, it must be the run's.
 
     Raises:
-        ConfigError, RunError: the run's files are damaged, or it has no checkpoint yet.
+        ConfigError, RunError: the run's files are damaged, or it has no checkpoint yet; or JAX
+            has no device.
     """
+    check_platform(None)
     config, num_train = read_config(workdir), read_record(workdir)["train"]
     model = make_model(config)
     template = _shapes(config, model, num_train)
@@ -103,7 +108,8 @@ def load_trained(workdir: Path, dataset: Dataset | None = None) -> Trained:
         raise RunError(f"{workdir} has no checkpoint yet")
     state = restored.state
     log.info(f"Using {workdir}, after step {int(state.step):,}")
-    return Trained(workdir, config, int(state.step), model, state.params, restored.history)
+    params = jax.device_put(state.params)
+    return Trained(workdir, config, int(state.step), model, params, restored.history)
 
 
 def load_reader(workdir: Path | None) -> Trained:
@@ -112,15 +118,16 @@ def load_reader(workdir: Path | None) -> Trained:
     Raises:
         ConfigError, RunError: there is none, or it has learnt something else.
     """
-    trained = load_trained(find_run(workdir))
-    if trained.config.dataset == "fashion_mnist":
-        raise RunError(f"{trained.workdir} was trained on clothes; name a run on digits: --workdir")
-    return trained
+    folder = find_run(workdir)
+    dataset = read_config(folder).dataset
+    if dataset not in DIGITS:
+        raise RunError(f"{folder} was trained on {dataset}; name a run on digits: --workdir DIR")
+    return load_trained(folder)
 
 
 def _shapes(config: Config, model: nn.Module, num_train: int) -> Progress:
     """The shapes of a checkpoint: those of arrays that are not computed."""
-    num_steps = -(-num_train // min(config.batch_size, num_train))  # as `make_task` has it
+    _, num_steps = plan_batches(config, num_train)
     tx = make_optimizer(config, config.num_epochs * num_steps)
 
     def begin(key: PRNGKeyArray) -> tuple[TrainState, Metrics]:
@@ -141,9 +148,9 @@ def apply_in_batches(
     function: Callable[..., Any], trained: Trained, rows: Float[Array | np.ndarray, "n pixels"]
 ) -> Float[np.ndarray, "n classes"]:
     """A jitted `function(params, rows, model=model)` of rows with pixels in [0, 1], by batches."""
-    params, outputs = jax.device_put(trained.params), []
+    outputs = []
     for start in range(0, max(len(rows), 1), BATCH_SIZE):
         batch = rows[start : start + BATCH_SIZE]
         padded = np.pad(batch, ((0, BATCH_SIZE - len(batch)), (0, 0)))
-        outputs.append(np.asarray(function(params, padded, model=trained.model))[: len(batch)])
-    return np.concatenate(outputs)
+        outputs.append(np.asarray(function(trained.params, padded, model=trained.model)))
+    return np.concatenate(outputs)[: len(rows)]

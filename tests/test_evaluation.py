@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from sklearn import metrics
@@ -27,7 +28,7 @@ def test_what_it_says_of_each_image_is_what_the_oracle_says(sample_run: Result) 
     dataset = load_dataset(trained.config)
     answers = answer_split(trained, dataset, "test")
     images, labels = (np.asarray(x)[4000:] for x in dataset.examples)
-    logits, _ = forward(trained.params, images)
+    logits, _ = forward(jax.device_get(trained.params), images)
     np.testing.assert_array_equal(answers.labels, labels)
     np.testing.assert_allclose(answers.probabilities, softmax(logits), atol=1e-5)
     np.testing.assert_allclose(answers.losses, cross_entropy(logits, labels), atol=1e-4)

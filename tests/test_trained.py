@@ -47,7 +47,7 @@ def test_the_probabilities_are_those_of_the_oracle(sample_run: Result) -> None:
     trained = load_trained(sample_run.workdir)
     images = load_arrays("mnist_sample", trained.config).test_images[:600]
     probabilities = predict(trained, images)
-    logits, _ = forward(trained.params, images.reshape(600, 784) / 255)
+    logits, _ = forward(jax.device_get(trained.params), images.reshape(600, 784) / 255)
     np.testing.assert_allclose(probabilities, softmax(logits), rtol=1e-3, atol=1e-6)
     np.testing.assert_array_equal(predict(trained, images[:1]), probabilities[:1])
     assert predict(trained, images[:0]).shape == (0, 10)
