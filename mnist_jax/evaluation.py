@@ -7,10 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import stats
 
 from mnist_jax.input_pipeline import Dataset
-from mnist_jax.metrics import Summary, cross_entropy, flatten
+from mnist_jax.metrics import (
+    Metrics,
+    Summary,
+    cross_entropy,
+    describe_accuracy,
+    describe_gap,
+    flatten,
+    summarize,
+)
 from mnist_jax.trained import Trained, apply_in_batches, jit_logits
 
 
@@ -51,9 +58,9 @@ def answer_split(trained: Trained, dataset: Dataset, split: str) -> Answers:
 
 
 def summarize_answers(answers: Answers) -> Summary:
-    """Loss and accuracy; the sum of the losses is in float64."""
-    correct, count = int((answers.predictions == answers.labels).sum()), len(answers.labels)
-    return Summary(float(answers.losses.mean(dtype=np.float64)), correct / count, correct, count)
+    """Loss and accuracy, as if each example were a batch."""
+    correct = (answers.predictions == answers.labels).astype(np.int32)
+    return summarize(Metrics(*map(jnp.asarray, (answers.losses, correct, np.ones_like(correct)))))
 
 
 def confusion_matrix(
@@ -80,6 +87,8 @@ def accuracy_interval(correct: int, count: int) -> tuple[float, float]:
     That of E. B. Wilson (1927), Journal of the American Statistical Association 22, 209-212: it
     stays within 0 and 1, and is right for accuracies near them too.
     """
+    from scipy import stats  # half a second, which only `evaluate` needs
+
     low, high = stats.binomtest(correct, count).proportion_ci(0.95, method="wilson")
     return float(low), float(high)
 
@@ -102,24 +111,14 @@ def to_json(trained: Trained, train: Answers, test: Answers) -> dict[str, Any]:
 
 def describe(evaluation: dict[str, Any]) -> dict[str, str]:
     """Loss, accuracies and their gap, in words; as all below, of what `to_json` gives."""
-    train, test = evaluation["train_accuracy"], evaluation["test_accuracy"]
     low, high = evaluation["test_accuracy_interval_95"]
-    gap = 100 * (train - test)
     return {
         "Test loss": f"{evaluation['test_loss']:.4f}",
         "Test accuracy": f"{describe_accuracy(evaluation, 'test')}, "
         f"95 % interval {100 * low:.2f} to {100 * high:.2f} %",
         "Accuracy on the training set": describe_accuracy(evaluation, "train"),
-        "Gap": f"{gap:.2f} points{' of overfitting' if gap > 0 else ''}",
+        "Gap": describe_gap(evaluation),
     }
-
-
-def describe_accuracy(evaluation: dict[str, Any], split: str) -> str:
-    """In percent, and where that comes from."""
-    accuracy, correct, count = (
-        evaluation[f"{split}_{name}"] for name in ("accuracy", "correct", "count")
-    )
-    return f"{100 * accuracy:.2f} % ({correct:,} of {count:,})"
 
 
 CLASS_COLUMNS = "class", "precision, %", "recall, %", "images"

@@ -37,7 +37,7 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def read_image(file: Path | bytes) -> UInt8[np.ndarray, "28 28"]:
-    """The picture in a file, or in the bytes of one, as `prepare_image` makes it.
+    """The digit in a file, or in the bytes of one, in MNIST's form: light on dark, 0..255.
 
     Raises:
         ImageError: it cannot be read, is too large, or shows nothing.
@@ -55,7 +55,14 @@ def read_image(file: Path | bytes) -> UInt8[np.ndarray, "28 28"]:
         raise ImageError(error.strerror or _one_line(error)) from error
     except Exception as error:  # on damaged bytes, Pillow raises what it likes
         raise ImageError(f"damaged: {_one_line(error)}") from error
-    return _find_and_place(grey)
+    return _frame(_crop(_find_ink(np.asarray(grey))))
+
+
+def to_png(pixels: UInt8[np.ndarray, "height width"]) -> bytes:
+    """A grey PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
 
 
 def _one_line(error: Exception) -> str:
@@ -90,19 +97,6 @@ def _bytes_per_pixel(image: Image.Image) -> int:
     """As Pillow keeps them; twice that for decoders that make some copies more."""
     grey = image.mode in ("1", "L", "P") and not image.has_transparency_data
     return (1 if grey else 4) * (2 if image.format in ("JPEG2000", "WEBP") else 1)
-
-
-def prepare_image(image: Image.Image) -> UInt8[np.ndarray, "28 28"]:
-    """A picture of a digit, of any size and mode, in MNIST's form: light on dark, 0..255.
-
-    Raises:
-        ImageError: it is blank.
-    """
-    return _find_and_place(_to_grey(image))
-
-
-def _find_and_place(grey: Image.Image) -> UInt8[np.ndarray, "28 28"]:
-    return _frame(_crop(_find_ink(np.asarray(grey))))
 
 
 def _to_grey(image: Image.Image) -> Image.Image:

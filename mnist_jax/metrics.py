@@ -1,7 +1,7 @@
 """The loss of each example, and sums from which loss and accuracy follow exactly."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax.numpy as jnp
@@ -62,6 +62,18 @@ def summarize(metrics: Metrics) -> Summary:
     loss_sum = float(np.asarray(metrics.loss_sum, np.float64).sum())
     correct, count = int(np.asarray(metrics.correct).sum()), int(np.asarray(metrics.count).sum())
     return Summary(loss_sum / count, correct / count, correct, count)
+
+
+def describe_accuracy(values: dict[str, Any], split: str) -> str:
+    """In percent, and the counts that it comes from; as below, `values` are from `flatten`."""
+    accuracy, correct, count = (values[f"{split}_{n}"] for n in ("accuracy", "correct", "count"))
+    return f"{100 * accuracy:.2f} % ({correct:,} of {count:,})"
+
+
+def describe_gap(values: dict[str, Any]) -> str:
+    """How much better the network is on the training set, which it has seen."""
+    gap = 100 * (values["train_accuracy"] - values["test_accuracy"])
+    return f"{gap:.2f} points{' of overfitting' if gap > 0 else ''}"
 
 
 def flatten(summaries: dict[str, Summary]) -> dict[str, float]:

@@ -18,7 +18,7 @@ import mnist_jax
 from mnist_jax.config import CONFIG_FILE, Config, format_config
 from mnist_jax.errors import ConfigError, Interrupted, RunError
 from mnist_jax.input_pipeline import Dataset
-from mnist_jax.metrics import Summary, flatten
+from mnist_jax.metrics import Summary, describe_accuracy, describe_gap, flatten
 from mnist_jax.model import count_parameters
 from mnist_jax.processes import is_first_process
 from mnist_jax.runtime import console, describe_devices
@@ -193,12 +193,13 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
         self.check_folder()
         if not self._writes:
             return
-        self._write_json("result.json", flatten({"train": train, "test": test}))
-        gap = 100 * (train.accuracy - test.accuracy)
+        result = flatten({"train": train, "test": test})
+        self._write_json("result.json", result)
         console.print(
-            f"Test accuracy: {_percent(test)}\n"
-            f"Accuracy of the final parameters on the training set: {_percent(train)}\n"
-            f"Gap: {gap:.2f} points{' of overfitting' if gap > 0 else ''}\n"
+            f"Test accuracy: {describe_accuracy(result, 'test')}\n"
+            "Accuracy of the final parameters on the training set: "
+            f"{describe_accuracy(result, 'train')}\n"
+            f"Gap: {describe_gap(result)}\n"
             f"Run folder: {self.workdir}"
         )
 
@@ -241,7 +242,3 @@ def _sizes(dataset: Dataset) -> dict[str, int]:
 def _describe(name: str, summary: Summary) -> str:
     name = name.replace("_", " ")
     return f"{name} loss {summary.loss:.4f} accuracy {100 * summary.accuracy:.2f} %"
-
-
-def _percent(summary: Summary) -> str:
-    return f"{100 * summary.accuracy:.2f} % ({summary.correct:,} of {summary.count:,})"

@@ -26,10 +26,10 @@ import requests
 from PIL import Image
 
 from mnist_jax.commands import demo, web
-from mnist_jax.commands.demo import HINT, answer, decode, to_url
+from mnist_jax.commands.demo import HINT, answer, decode
 from mnist_jax.commands.options import DemoOptions, parse_options
 from mnist_jax.errors import ImageError, RunError
-from mnist_jax.images import prepare_image
+from mnist_jax.images import read_image
 from mnist_jax.train import Result
 from mnist_jax.trained import Trained, load_trained, predict
 from tests.test_images import HOSTILE, draw_seven, encode
@@ -43,6 +43,10 @@ def trained(sample_run: Result) -> Trained:
     return load_trained(sample_run.workdir)
 
 
+def to_url(image: Image.Image) -> str:
+    return f"data:image/png;base64,{base64.b64encode(encode(image)).decode()}"
+
+
 def drawn_on_nothing() -> Image.Image:
     return Image.merge("LA", (Image.new("L", (300, 400)), draw_seven(ink=255, paper=0)))
 
@@ -53,7 +57,7 @@ def drawn_on_nothing() -> Image.Image:
 )  # fmt: skip
 def test_a_drawing_gets_what_predict_says(image: Image.Image, trained: Trained) -> None:
     found = answer(trained, decode(to_url(image)))
-    pixels = prepare_image(image)
+    pixels = read_image(encode(image))
     (expected,) = predict(trained, pixels[None])
     assert found["probabilities"] == expected.tolist()
     assert (found["digit"], found["hint"]) == (expected.argmax(), "")

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from mnist_jax.config import Config
 from mnist_jax.errors import ImageError
-from mnist_jax.images import list_images, prepare_image, read_image
+from mnist_jax.images import list_images, read_image
 from mnist_jax.input_pipeline import load_arrays
 
 RNG = np.random.default_rng(0)
@@ -57,7 +57,11 @@ def difference(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.abs(one.astype(float) - other).mean())
 
 
-SEVEN = prepare_image(draw_seven())
+def prepare(image: Image.Image, form: str = "PNG") -> np.ndarray:
+    return read_image(encode(image, form))
+
+
+SEVEN = prepare(draw_seven())
 
 
 def test_a_block_is_placed_by_hand() -> None:
@@ -66,17 +70,17 @@ def test_a_block_is_placed_by_hand() -> None:
     image[100:140, 150:160] = 0
     expected = np.zeros((28, 28), np.uint8)
     expected[4:24, 12:17] = 255
-    np.testing.assert_array_equal(prepare_image(Image.fromarray(image)), expected)
+    np.testing.assert_array_equal(prepare(Image.fromarray(image)), expected)
 
 
 def test_mnists_own_images_stay_as_they_are(sample_dir: Path) -> None:
     """But for the palest pixels, and a maximum of 254 that becomes 255."""
     config = Config(dataset="mnist_sample", data_dir=str(sample_dir))
     for image in load_arrays("mnist_sample", config).test_images[::20]:
-        prepared = prepare_image(Image.fromarray(image))
+        prepared = prepare(Image.fromarray(image))
         assert difference(prepared, image) < 3
-        np.testing.assert_array_equal(prepare_image(Image.fromarray(255 - image)), prepared)
-        assert difference(prepare_image(Image.fromarray(prepared)), prepared) < 0.5
+        np.testing.assert_array_equal(prepare(Image.fromarray(255 - image)), prepared)
+        assert difference(prepare(Image.fromarray(prepared)), prepared) < 0.5
 
 
 def test_the_preparation_is_that_of_mnist() -> None:
@@ -88,17 +92,15 @@ def test_the_preparation_is_that_of_mnist() -> None:
     assert SEVEN.max() == 255
 
 
-@pytest.mark.parametrize(
-    "mode", ["1", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr", "HSV", "F", "I", "PA", "RGBX"]
-)
+@pytest.mark.parametrize("mode", ["1", "P", "RGB", "RGBA", "LA", "CMYK", "F", "I", "PA", "RGBX"])
 def test_every_mode_gives_the_same(mode: str) -> None:
     image = draw_seven()
     if mode == "PA":
         converted = image.convert("P").convert("PA")
     else:
-        source = image.convert("RGB") if mode in ("YCbCr", "HSV", "CMYK") else image
+        source = image.convert("RGB") if mode == "CMYK" else image
         converted = source.convert(mode)
-    assert difference(prepare_image(converted), SEVEN) < 1
+    assert difference(prepare(converted, "TIFF"), SEVEN) < 1
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,13 @@ if __name__ == "__main__":  # before jax is imported
 
 import base64
 import html
-import io
 from typing import TypedDict
 
 import numpy as np
-from PIL import Image
 
 from mnist_jax.commands import web
 from mnist_jax.errors import ImageError
-from mnist_jax.images import read_image
+from mnist_jax.images import read_image, to_png
 from mnist_jax.runtime import console, exit_at_once, run_program
 from mnist_jax.trained import Trained, load_reader, predict
 
@@ -79,15 +77,8 @@ def answer(trained: Trained, file: bytes) -> Answer:
     if pixels is None:
         return Answer(digit=None, probabilities=[0.0] * 10, seen="", hint=html.escape(reason))
     (row,) = predict(trained, pixels[None])
-    seen = to_url(Image.fromarray(pixels))
+    seen = f"data:image/png;base64,{base64.b64encode(to_png(pixels)).decode()}"
     return Answer(digit=int(row.argmax()), probabilities=row.tolist(), seen=seen, hint="")
-
-
-def to_url(image: Image.Image) -> str:
-    """A data URL of `image`, as PNG."""
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 if __name__ == "__main__":

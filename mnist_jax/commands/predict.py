@@ -6,7 +6,6 @@ if __name__ == "__main__":  # before jax is imported
     OPTIONS = parse_options(PredictOptions, "predict")
 
 import contextlib
-import io
 import json
 import os
 import sys
@@ -17,12 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from mnist_jax.errors import ConfigError, ImageError
-from mnist_jax.images import MAX_BYTES, list_images, read_image
+from mnist_jax.images import MAX_BYTES, list_images, read_image, to_png
 from mnist_jax.runtime import console, exit_at_once, print_error, run_program
 from mnist_jax.trained import load_reader, predict
 from mnist_jax.workdir import naming, write_whole
@@ -129,7 +127,7 @@ def save(pictures: Sequence[Picture], path: Path) -> None:
     """Saves what the network sees of `pictures` as PNG.
 
     Raises:
-        ConfigError: `path` is that of one file, and there are more pictures, or none.
+        ConfigError: `path` is that of one file, and there are more pictures.
         RunError: it cannot be written.
     """
     one_file = path.suffix.lower() == ".png" and not path.is_dir()
@@ -142,13 +140,6 @@ def save(pictures: Sequence[Picture], path: Path) -> None:
             stem = "stdin" if picture.name == STDIN else Path(picture.name).stem
             file = path if one_file else path / f"{i:04}_{stem}.png"
             write_whole(file, to_png(picture.pixels))
-
-
-def to_png(pixels: UInt8[np.ndarray, "28 28"]) -> bytes:
-    """A grey PNG file."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
 
 
 def print_json(pictures: Sequence[Picture], probabilities: Float[np.ndarray, "n 10"]) -> None:
