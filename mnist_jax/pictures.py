@@ -6,6 +6,7 @@ import numpy as np
 
 from mnist_jax.evaluation import Answers
 from mnist_jax.figures import draw_digits, draw_learning_curves
+from mnist_jax.model import MLP
 from mnist_jax.report import Picture
 from mnist_jax.result_figures import draw_confusion, draw_features, draw_mistakes, to_png
 from mnist_jax.trained import NUM_PIXELS, Trained
@@ -42,8 +43,9 @@ def curves_picture(trained: Trained, evaluation: dict[str, Any]) -> Picture | No
         "learning_curves",
         "Learning curves",
         "The running accuracy is over the examples of an epoch as they went by, when the network "
-        "knew less; so it begins below. The black line is the gap of the final parameters: what "
-        "they get right of the training set and do not of the test set.",
+        "knew less; so it begins below. Where it is above, that is shaded. The black line is the "
+        "gap of the final parameters: what they get right of the training set and do not of the "
+        "test set.",
         f"Two lines over {len(history)} epochs: running training accuracy, from "
         f"{100 * running[0]:.2f} to {100 * running[-1]:.2f} %, and {split} accuracy, from "
         f"{100 * held_out[0]:.2f} to {100 * held_out[-1]:.2f} %. At the end "
@@ -82,9 +84,8 @@ def mistakes_picture(test: Answers) -> Picture | None:
 
 
 def features_picture(trained: Trained) -> Picture | None:
-    """The first layer's weights, if they are those of pixels: another model may have none."""
-    first = trained.params.get("Dense_0", {}).get("kernel")
-    if first is None or len(first) != NUM_PIXELS:
+    """The first layer's weights, if it is one of pixels: another model's may be anything."""
+    if not isinstance(trained.model, MLP):
         return None
     return Picture(
         "features",

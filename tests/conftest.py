@@ -13,7 +13,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mnist_jax"
 # Before their first import. config.py checks its own types, and says so better.
-MODULES = [f"mnist_jax.{path.stem}" for path in PACKAGE.glob("*.py") if path.stem != "config"]
+FILES = (path.relative_to(PACKAGE.parent).with_suffix("") for path in PACKAGE.rglob("*.py"))
+MODULES = [".".join(path.parts) for path in FILES if path.stem not in ("config", "__main__")]
 jaxtyping.install_import_hook(MODULES, "beartype.beartype")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Each run builds its optimizer anew, and so its programs: most are the same ones.

@@ -13,10 +13,9 @@ from jax import export
 
 from mnist_jax.commands.export import PLATFORMS, export_predictor, run
 from mnist_jax.commands.options import ExportOptions
-from mnist_jax.config import Config
 from mnist_jax.input_pipeline import load_arrays, normalize
 from mnist_jax.model import make_model
-from mnist_jax.train import Result, train_and_evaluate
+from mnist_jax.train import Result
 from mnist_jax.trained import Trained, jit_probabilities, load_trained
 from tests.oracle import forward, softmax
 
@@ -30,7 +29,7 @@ def loaded(trained: Trained) -> export.Exported:
 def compare(trained: Trained, images: np.ndarray, batch_size: int) -> None:
     """The model's own probabilities, at the same batch size."""
     predictor = loaded(trained)
-    for start in range(0, len(images) - batch_size + 1, batch_size):
+    for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
         expected = jit_probabilities(trained.params, normalize(batch), model=trained.model)
         np.testing.assert_allclose(predictor.call(batch), expected, rtol=1e-5, atol=0)
@@ -44,12 +43,9 @@ def test_its_probabilities_are_those_of_the_model(batch_size: int, sample_run: R
 
 
 @pytest.mark.slow
-def test_its_probabilities_are_those_of_the_model_on_all_of_mnist(
-    mnist_dir: Path, tmp_path: Path
-) -> None:
-    config = Config(data_dir=str(mnist_dir))
-    trained = load_trained(train_and_evaluate(config, tmp_path / "run").workdir)
-    images = load_arrays("mnist", config).test_images
+def test_its_probabilities_are_those_of_the_model_on_all_of_mnist(full_run: Result) -> None:
+    trained = load_trained(full_run.workdir)
+    images = load_arrays("mnist", trained.config).test_images
     for batch_size in (1, 7, 10_000):
         compare(trained, images, batch_size)
 

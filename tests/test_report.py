@@ -13,15 +13,23 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import numpy as np
 import pytest
 from PIL import Image
 
+from mnist_jax import pictures
 from mnist_jax.commands import evaluate
 from mnist_jax.commands.options import EvaluateOptions
 from mnist_jax.config import load_config
 from mnist_jax.evaluation import Answers
-from mnist_jax.pictures import examples_picture, features_picture, mistakes_picture
+from mnist_jax.pictures import (
+    confusion_picture,
+    curves_picture,
+    examples_picture,
+    features_picture,
+    mistakes_picture,
+)
 from mnist_jax.report import format_pairs
 from mnist_jax.train import Result, train_and_evaluate
 from mnist_jax.trained import load_trained
@@ -234,8 +242,73 @@ def test_the_worst_mistake_is_the_surest() -> None:
 
 def test_another_network_has_no_picture_of_its_features(sample_run: Result) -> None:
     trained = load_trained(sample_run.workdir)
-    assert features_picture(trained._replace(params={"Conv_0": {"kernel": np.zeros(3)}})) is None
+    assert features_picture(trained._replace(model=nn.Dense(10))) is None
     assert features_picture(trained) is not None
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures keep their Figure, to be looked into."""
+    monkeypatch.setattr(pictures, "to_png", lambda figure: figure)
+
+
+def axes_of(picture: Any) -> list[Any]:
+    assert picture is not None
+    return picture.png.axes
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+@pytest.mark.usefixtures("undrawn")
+def test_the_curves_are_drawn_from_the_history(split: str, sample_run: Result) -> None:
+    """Where there is a validation set, it is what was looked at after each epoch."""
+    history = [
+        {"step": step, "running_train_accuracy": running, f"{split}_accuracy": held_out}
+        for step, running, held_out in ((10, 0.6, 0.5), (20, 0.7, 0.65))
+    ]
+    trained = load_trained(sample_run.workdir)._replace(history=history, step=20)
+    (axes,) = axes_of(curves_picture(trained, {"train_accuracy": 0.9, "test_accuracy": 0.8}))
+    lines = {line.get_label(): line.get_xydata() for line in axes.lines}
+    expected = {
+        "running training accuracy": [[1, 60], [2, 70]],
+        f"{split} accuracy": [[1, 50], [2, 65]],
+        "final parameters: training set, test set": [[2, 90], [2, 80]],
+    }
+    assert [*lines] == [*expected]
+    for name, points in expected.items():
+        np.testing.assert_allclose(lines[name], points)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_images_are_those_of_the_examples() -> None:
+    """Image i is of the grey i / 4: which is where can be seen."""
+    probabilities = np.array([[0.1, 0.9], [0.6, 0.4], [0.05, 0.95], [0.7, 0.3]])
+    labels = np.array([1, 1, 0, 0])
+    images = np.repeat(np.arange(4) / 4, 784).reshape(4, 784)
+    losses = -np.log(probabilities[range(4), labels])
+    answers = Answers(images, labels, losses, probabilities)
+    worst, second, *_ = axes_of(mistakes_picture(answers))
+    for axes, grey, title in (
+        (worst, 0.5, "read as 1: 95.0 %\nlabel 0: 5.0 %"),
+        (second, 0.25, "read as 0: 60.0 %\nlabel 1: 40.0 %"),
+    ):
+        np.testing.assert_array_equal(axes.images[0].get_array(), np.full((28, 28), grey))
+        assert axes.get_title() == title
+    (axes,) = axes_of(examples_picture(answers))
+    middles = axes.images[0].get_array()[15::30, 15::30]  # of 30 x 30 with the space between
+    np.testing.assert_array_equal(middles[:, :3], [[0.5, 0.75, 0], [0, 0.25, 0]])
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_matrix_and_the_weights_are_drawn_as_they_are(sample_run: Result) -> None:
+    (axes,) = axes_of(confusion_picture({"confusion_matrix": [[5, 2], [0, 1200]]}))
+    texts = {text.get_position(): text.get_text() for text in axes.texts}
+    assert texts == {(0, 0): "5", (1, 0): "2", (1, 1): "1,200"}  # column, row
+    trained = load_trained(sample_run.workdir)
+    first = axes_of(features_picture(trained))[0]
+    kernel, outgoing = (np.asarray(trained.params[f"Dense_{i}"]["kernel"]) for i in (0, 1))
+    unit = int(np.argmax((outgoing**2).sum(axis=1)))
+    assert first.get_title() == str(unit)
+    np.testing.assert_array_equal(first.images[0].get_array().ravel(), kernel[:, unit])
 
 
 def test_text_is_escaped() -> None:

@@ -92,7 +92,9 @@ def compare(report: dict[str, Any]) -> list[str]:
     """What is not as it is known to be."""
     name = report["dataset"]
     known, reasons = KNOWN[name], []
-    for i, (loss, expected) in enumerate(zip(report["losses"], known.losses, strict=True)):
+    if (num_steps := len(report["losses"])) < len(known.losses):
+        reasons.append(f"there were {num_steps} steps, and {len(known.losses)} are compared")
+    for i, (loss, expected) in enumerate(zip(report["losses"], known.losses, strict=False)):
         if not abs(loss - expected) <= LOSS_TOLERANCE * expected:
             reasons.append(f"the loss of step {i + 1} is {loss:.5f}, not {expected:.5f}")
     accuracy, expected = report["test_accuracy"], known.test_accuracy

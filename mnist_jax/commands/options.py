@@ -35,7 +35,7 @@ class SeedsOptions:
 
 @dataclasses.dataclass(frozen=True)
 class CheckOptions:
-    """Train the default config, compare it with the known numbers, and print one JSON object.
+    """Train, compare with what the default config is known to give, and print one JSON object.
 
     For a new accelerator or a new jax: the exit code is 1 if a number is not the known one.
     """
