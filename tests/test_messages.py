@@ -18,8 +18,18 @@ import pytest
 
 from mnist_jax import train
 from mnist_jax.command_line import parse_args
+from mnist_jax.commands import demo, evaluate, export, predict, seeds
+from mnist_jax.commands.options import (
+    DemoOptions,
+    EvaluateOptions,
+    ExportOptions,
+    PredictOptions,
+    SeedsOptions,
+    parse_options,
+)
 from mnist_jax.config import Config, load_config
 from mnist_jax.errors import Interrupted
+from mnist_jax.runtime import run_program
 from mnist_jax.train import train_and_evaluate
 from mnist_jax.workdir import lock_folder
 from tests.test_datasets import SAMPLE, TEST, TRAIN
@@ -28,8 +38,9 @@ TABLE = Path(__file__).parent.parent / "docs" / "messages.md"
 HEADER = """\
 # What it says when something is wrong
 
-Written by `tests/test_messages.py`, which tries each of these. Exit codes: 0 the run went on and
-finished, 1 the run failed, 2 wrong usage. Where it is not 0, no file that was there has changed.
+Written by `tests/test_messages.py`, which tries each of these. The flags are those of
+`python -m mnist_jax.train`, unless they begin with another command. Exit codes: 0 the run went on
+and finished, 1 it failed, 2 wrong usage. Where it is not 0, no file that was there has changed.
 
 | what is wrong | exit code | what is printed |
 | --- | --- | --- |
@@ -311,6 +322,57 @@ CASES: dict[str, tuple[str, Arrange | None, int, str]] = {
         1,
         "the loss is not finite at step 2",
     ),
+    "no picture is named": ("predict", None, 2, "name one or more images"),
+    "no run has finished": ("predict seven.png", None, 1, "no run has finished under runs/"),
+    "a folder without a run": ("evaluate --workdir data", None, 1, "data holds no run"),
+    "pictures that cannot be read": (
+        "predict --workdir run text.png none.png data",
+        lambda: write("text.png", "seven"),
+        1,
+        "text.png: not an image",
+    ),
+    "a run on clothes is asked for digits": (
+        "predict --workdir run seven.png",
+        lambda: edit("run/run.json", '"mnist_sample"', '"fashion_mnist"'),
+        1,
+        "was trained on fashion_mnist",
+    ),
+    "the record of the run is gone": (
+        "evaluate --workdir run",
+        lambda: os.unlink("run/run.json"),
+        1,
+        "run.json is missing or damaged",
+    ),
+    "a run without a checkpoint": (
+        "export --workdir run --out digits.bin",
+        lambda: shutil.rmtree("run/checkpoints"),
+        1,
+        "has no checkpoint yet",
+    ),
+    "no file is named": ("export --workdir run", None, 2, "--out"),
+    "a file in no folder": (
+        "export --workdir run --out none/digits.bin",
+        None,
+        1,
+        "none/digits.bin cannot be written",
+    ),
+    "a port that there is not": ("demo --port 70000", None, 2, "port is 70000"),
+    "a single seed": ("seeds --num-seeds 1", None, 2, "num_seeds is 1"),
+    "a setting that seeds cannot use": (
+        "seeds --checkpoint-every-steps 9",
+        None,
+        2,
+        "checkpoint_every_steps",
+    ),
+}
+PROGRAMS: dict[str, Callable[[list[str]], int]] = {
+    "evaluate": lambda words: evaluate.run(parse_options(EvaluateOptions, "evaluate", words)),
+    "predict": lambda words: predict.run(parse_options(PredictOptions, "predict", words)),
+    "export": lambda words: export.run(parse_options(ExportOptions, "export", words)),
+    "demo": lambda words: demo.run(parse_options(DemoOptions, "demo", words)),
+    "seeds": lambda words: run_program(
+        lambda: seeds.compare_seeds(*parse_args(words, SeedsOptions, "seeds"))
+    ),
 }
 
 
@@ -370,9 +432,12 @@ def snapshot() -> dict[Path, bytes]:
 
 
 def call(arguments: str) -> int | str | None:
-    """The program, in this process: its exit code."""
+    """`python -m mnist_jax.train`, or the command that is named, in this process: its exit code."""
+    words = arguments.split()
     try:
-        return train.run(*parse_args(arguments.split()))
+        if words[0] in PROGRAMS:
+            return PROGRAMS[words[0]](words[1:])
+        return train.run(*parse_args(words))
     except SystemExit as error:
         return error.code
 
