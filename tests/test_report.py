@@ -30,7 +30,7 @@ from mnist_jax.pictures import (
     features_picture,
     mistakes_picture,
 )
-from mnist_jax.report import format_pairs
+from mnist_jax.report import Picture, format_pairs
 from mnist_jax.train import Result, train_and_evaluate
 from mnist_jax.trained import load_trained
 from mnist_jax.workdir import lock_folder
@@ -193,6 +193,16 @@ def test_without_matplotlib_there_are_the_numbers(
     assert (copy / "evaluation.json").exists()
 
 
+@pytest.fixture
+def one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where pictures are in the way of the time that a test takes: one, which takes none."""
+    image = io.BytesIO()
+    Image.new("L", (2, 2)).save(image, "PNG")
+    picture = Picture("mistakes", "", "", "", image.getvalue())
+    monkeypatch.setattr(pictures, "draw_pictures", lambda *_: [picture])
+
+
+@pytest.mark.usefixtures("one_picture")
 @pytest.mark.parametrize("name", ["evaluation.json", "mistakes.png", "report.html"])
 def test_a_full_disk_leaves_no_half_of_a_file(
     name: str,
@@ -217,6 +227,7 @@ def test_a_full_disk_leaves_no_half_of_a_file(
     assert not list(copy.rglob(name))
 
 
+@pytest.mark.usefixtures("one_picture")
 def test_figures_that_are_a_file_are_refused(
     sample_run: Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
