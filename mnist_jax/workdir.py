@@ -135,7 +135,7 @@ def check_writable(path: Path) -> Path:
     Raises:
         RunError: it cannot be written, which is better known before the work than after it.
     """
-    path = path.resolve()
+    path = Path(os.path.expanduser(path)).resolve()
     if path.exists() and not path.is_file():
         raise RunError(f"{path} is no file; name one")
     with naming(path):

@@ -128,6 +128,10 @@ def test_what_the_network_saw_is_shown(call: Any, digits: Path, tmp_path: Path) 
     shown = np.asarray(Image.open(tmp_path / "new" / "seen" / "0003_03.png"))
     np.testing.assert_array_equal(shown, seen)
     assert call(digits, "--show", tmp_path / "seen.png")[0] == 2
+    before = (digits / "03.png").read_bytes()
+    code, _, err = call(digits / "03.png", "--show", digits / ".." / "digits" / "03.png")
+    assert (code, "would overwrite a picture" in err) == (2, True)
+    assert (digits / "03.png").read_bytes() == before
     code, _, err = call(digits / "03.png", "--show", digits / "notes.txt" / "seen.png")
     assert (code, "cannot be written" in err) == (1, True)
 

@@ -120,25 +120,29 @@ def read_stdin() -> bytes:
 
 def printable(name: str) -> str:
     """`name` on one line, and without what would steer a terminal."""
-    return name if name.isprintable() else ascii(name)
+    return name if name and name.isprintable() else ascii(name)
 
 
 def save(pictures: Sequence[Picture], path: Path) -> None:
     """Saves what the network sees of `pictures` as PNG.
 
     Raises:
-        ConfigError: `path` is that of one file, and there are more pictures.
+        ConfigError: `path` is that of one file, and there are more pictures; or it is one of them.
         RunError: it cannot be written.
     """
+    path = Path(os.path.expanduser(path))
     one_file = path.suffix.lower() == ".png" and not path.is_dir()
     if one_file and len(pictures) > 1:
         raise ConfigError(f"--show {path} is one file for {len(pictures)} pictures; name a folder")
+    stems = ["stdin" if name == STDIN else Path(name).stem for name, _ in pictures]
+    files = [path / f"{i:04}_{stem}.png" for i, stem in enumerate(stems)]
+    files = [path] * len(pictures) if one_file else files
+    if taken := {*map(os.path.realpath, files)} & {os.path.realpath(name) for name, _ in pictures}:
+        raise ConfigError(f"--show would overwrite a picture, {min(taken)}; name another place")
     with naming(path):
         if not one_file:
             path.mkdir(parents=True, exist_ok=True)
-        for i, picture in enumerate(pictures):
-            stem = "stdin" if picture.name == STDIN else Path(picture.name).stem
-            file = path if one_file else path / f"{i:04}_{stem}.png"
+        for file, picture in zip(files, pictures, strict=True):
             write_whole(file, to_png(picture.pixels))
 
 
