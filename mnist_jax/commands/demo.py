@@ -52,33 +52,36 @@ def serve(options: DemoOptions) -> None:
     web.serve_until_signal(app, listener)
 
 
-def decode(drawing: object) -> bytes:
-    """The image file in a data URL; nothing for none.
+def decode(drawing: object) -> bytes | None:
+    """The image file in a data URL; None where nothing is drawn.
 
     Raises:
         ValueError: it is no such URL: it does not come from the page.
     """
     if drawing in (None, ""):
-        return b""
+        return None
     head, _, body = drawing.partition(",") if isinstance(drawing, str) else ("", "", "")
     if not (head.startswith("data:") and head.endswith(";base64")):
         raise ValueError("not a data URL in base64")
     return base64.b64decode(body, validate=True)
 
 
-def answer(trained: Trained, file: bytes) -> Answer:
+def answer(trained: Trained, file: bytes | None) -> Answer:
     """What the network says of the picture in an image file, or why it says nothing."""
+    if file is None:
+        return no_answer(HINT)
     try:
-        pixels = read_image(file) if file else None
-        reason = HINT
+        pixels = read_image(file)
     except ImageError as error:
-        pixels = None
-        reason = HINT if str(error) == "blank" else f"This picture cannot be read: {error}"
-    if pixels is None:
-        return Answer(digit=None, probabilities=[0.0] * 10, seen="", hint=html.escape(reason))
+        return no_answer(f"This picture cannot be read: {error}")
     (row,) = predict(trained, pixels[None])
     seen = f"data:image/png;base64,{base64.b64encode(to_png(pixels)).decode()}"
     return Answer(digit=int(row.argmax()), probabilities=row.tolist(), seen=seen, hint="")
+
+
+def no_answer(reason: str) -> Answer:
+    """No digit, and why."""
+    return Answer(digit=None, probabilities=[0.0] * 10, seen="", hint=html.escape(reason))
 
 
 if __name__ == "__main__":

@@ -1,19 +1,31 @@
 """The server of the page: all that knows Gradio, which is not installed everywhere."""
 
+import ipaddress
+import logging
 import os
+import re
 import socket
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from mnist_jax.errors import ConfigError, RunError
 from mnist_jax.runtime import Signals
 
+log = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "page"
-MAX_BODY = 16_000_000  # bytes of a request: a picture of 12 MB, in base64
-MAX_QUEUE = 200  # who comes then is told to come again
+MAX_BODY = 8_000_000  # bytes of a request: a picture of 6 MB, in base64; canvas.js knows it too
+MAX_QUEUE = 64  # who comes then is told to come again
 AT_ONCE = 2  # a picture may take 300 MB while it is read
+MAX_SESSIONS = 10  # Gradio keeps the last picture of each, which nobody reads
+# What a page asks for, and a program. The rest of Gradio takes uploads, and has ffmpeg open them.
+PATHS = re.compile(
+    r"/(config|favicon\.ico|theme\.css|(assets|static)/.*|"
+    r"gradio_api/(heartbeat/\w+|startup-events|queue/(join|data)|call/answer(/\w+)?))?"
+)
+LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 def import_gradio() -> Any:
@@ -114,7 +126,41 @@ def build_page(gradio: Any, answer: Callable[[object], Any]) -> Any:
             trigger_mode="always_last",  # of what is drawn while it answers, only the newest
             concurrency_limit=AT_ONCE,
         )
+    page.state_session_capacity = MAX_SESSIONS
     return page.queue(max_size=MAX_QUEUE)
+
+
+def guard(app: Any, is_local: bool) -> Any:
+    """`app`, an ASGI application, but for what of Gradio nobody needs here.
+
+    Args:
+        is_local: refuse pages that come from elsewhere. They, too, may send requests to a server
+            on the machine that they are shown on, and by a name of their own.
+    """
+    from starlette.requests import Request
+    from starlette.responses import PlainTextResponse
+
+    async def guarded(scope: Any, receive: Any, send: Any) -> None:
+        answer = app
+        if scope["type"] == "http" and is_local and not is_from_here(Request(scope).headers):
+            answer = PlainTextResponse("only for pages of this machine", 403)
+        elif scope["type"] != "lifespan" and not PATHS.fullmatch(scope["path"]):
+            answer = PlainTextResponse("not found", 404)
+        try:
+            await answer(scope, receive, send)
+        except Exception as error:  # Gradio's, for what no page sends; it has answered with 500
+            log.warning(f"a request has failed: {type(error).__name__}: {error}".splitlines()[0])
+
+    return guarded
+
+
+def is_from_here(headers: Mapping[str, str]) -> bool:
+    """Whether a request is to this machine by name, and from a page of it or from a program."""
+    urls = f"//{headers.get('host', '')}", headers.get("origin", "//localhost")
+    try:
+        return all(urlsplit(url).hostname in LOCAL_NAMES for url in urls)
+    except ValueError:  # no URL
+        return False
 
 
 def serve_until_signal(app: Any, listener: socket.socket) -> None:
@@ -122,6 +168,8 @@ def serve_until_signal(app: Any, listener: socket.socket) -> None:
     import uvicorn
 
     warnings.filterwarnings("ignore", module="PIL")  # of what clients send
+    is_local = ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+    app = guard(app, is_local)
     config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1)
     with Signals() as signals:
         signals.defer()  # for uvicorn, when it has ended, sends itself again what it got

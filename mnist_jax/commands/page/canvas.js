@@ -1,7 +1,7 @@
 // The paper. Gradio runs this once, with `element` (what canvas.html has become) and `props`:
 // the page's value is what is to be read, as a data URL.
 const INTERVAL = 150; // ms between what is sent while one draws
-const MAX_LENGTH = 15e6; // of a data URL; the server refuses 16 MB
+const MAX_LENGTH = 7.5e6; // of a data URL; the server refuses 8 MB
 
 const canvas = element.querySelector("canvas");
 const chooser = element.querySelector("input");
@@ -28,7 +28,9 @@ function sendSoon() {
 function drawTo(event) {
   const box = canvas.getBoundingClientRect();
   const scale = canvas.width / box.width;
-  pen.lineTo((event.clientX - box.left) * scale, (event.clientY - box.top) * scale);
+  const [x, y] = [(event.clientX - box.left) * scale, (event.clientY - box.top) * scale];
+  pen.lineTo(x, y);
+  pen.lineTo(x + 0.01, y); // or a dot would have no length, and not be drawn
   pen.stroke();
   sendSoon();
 }
@@ -56,24 +58,35 @@ chooser.addEventListener("change", () => {
   chooser.value = ""; // or the same file could not be chosen again
 });
 
-// A file is sent as it is: what the browser cannot show, the server may still know. One that is
-// too large is sent as it is shown.
+// A picture is sent as the browser shows it, no larger than the paper. What it cannot show, the
+// server may still know.
 function showAndSend(drawing) {
   clear();
-  isPicture = true;
-  const isLarge = drawing.length > MAX_LENGTH;
   const picture = new Image();
   picture.addEventListener("load", () => {
-    const scale = Math.min(canvas.width / picture.width, canvas.height / picture.height);
-    const [width, height] = [picture.width * scale, picture.height * scale];
+    const fit = Math.min(canvas.width / picture.width, canvas.height / picture.height);
+    const [width, height] = [picture.width * fit, picture.height * fit];
+    isPicture = true;
+    pen.fillStyle = "#aaa"; // where it is transparent, black and white can both be seen
+    pen.fillRect(0, 0, canvas.width, canvas.height);
     pen.drawImage(picture, (canvas.width - width) / 2, (canvas.height - height) / 2, width, height);
-    if (isLarge) send(canvas.toDataURL());
+    send(encode(picture, Math.min(1, fit)));
   });
   picture.addEventListener("error", () => {
-    if (isLarge) alert("This picture is too large.");
+    if (drawing.length > MAX_LENGTH) alert("This picture is too large.");
+    else send(drawing);
   });
   picture.src = drawing;
-  send(isLarge ? "" : drawing);
+}
+
+function encode(picture, factor) {
+  const scaled = document.createElement("canvas");
+  scaled.width = Math.max(1, Math.round(picture.width * factor));
+  scaled.height = Math.max(1, Math.round(picture.height * factor));
+  const context = scaled.getContext("2d");
+  context.imageSmoothingQuality = "high";
+  context.drawImage(picture, 0, 0, scaled.width, scaled.height);
+  return scaled.toDataURL();
 }
 
 clear();
