@@ -238,13 +238,13 @@ def draw(rows: dict[str, Row], path: Path) -> None:
     fig, axes = plt.subplots(1, 2, figsize=(9, 2.8), sharey=True, layout="constrained")
     colors = ["tab:blue" if n == OURS else "0.85" if n == LIMIT else "0.65" for n in rows]
     titles = {
-        "epoch_seconds": "an epoch, warm: seconds",
-        "process_seconds": f"start, {NUM_EPOCHS} epochs, test: seconds",
+        "epoch_seconds": ("an epoch, warm: seconds", ".2f"),
+        "process_seconds": (f"start, {NUM_EPOCHS} epochs, test: seconds", ".1f"),
     }
-    for axis, (key, title) in zip(axes, titles.items(), strict=True):
+    for axis, (key, (title, form)) in zip(axes, titles.items(), strict=True):
         values = [row.get(key, 0) for row in rows.values()]
         bars = axis.barh([LABELS[name] for name in rows], values, color=colors)
-        axis.bar_label(bars, [f"{value:.3g}" if value else "" for value in values], padding=3)
+        axis.bar_label(bars, [f"{value:{form}}" if value else "" for value in values], padding=3)
         axis.set_title(title, loc="left", fontsize="medium")
         axis.spines[["top", "right", "bottom"]].set_visible(False)
         axis.set_xticks([])

@@ -5,8 +5,8 @@
 
 All get the same arrays (float32 rows in [0, 1], from this project's cache), take all 469 steps of
 an epoch, the last one of 96 examples, in a new random order, and watch the running loss and
-accuracy. Each is written as its own users would, and fast: none is fed slowly. The last four are
-the parts of the limit.
+accuracy. Each is written as its own users would, and none is fed slowly. The last four are the
+parts of the limit.
 """
 
 import argparse
@@ -171,7 +171,7 @@ def torch_eager(data: Data, compiled: bool = False) -> Contestant:
         torch.nn.init.zeros_(layer.bias)
     optimizer = torch.optim.RMSprop(model.parameters(), LEARNING_RATE, alpha=DECAY, eps=EPS)
     tensors = Data(*(torch.from_numpy(x) for x in data))
-    labels = Data(*(x.long() for x in tensors))  # cross_entropy wants 64 bits
+    train_labels = tensors.train_labels.long()  # cross_entropy wants 64 bits
 
     def loss_fn(images: Any, labels: Any) -> Any:
         logits = model(images)
@@ -188,7 +188,7 @@ def torch_eager(data: Data, compiled: bool = False) -> Contestant:
         loss_sum, correct = torch.zeros(()), torch.zeros((), dtype=torch.long)
         for rows in batches(torch.randperm(len(data.train_labels))):
             optimizer.zero_grad()
-            loss, hits = loss_fn(tensors.train_images[rows], labels.train_labels[rows])
+            loss, hits = loss_fn(tensors.train_images[rows], train_labels[rows])
             loss.backward()
             step()
             loss_sum += loss.detach() * len(rows)
@@ -196,9 +196,8 @@ def torch_eager(data: Data, compiled: bool = False) -> Contestant:
 
     def test() -> float:
         with torch.no_grad():
-            return float(
-                (model(tensors.test_images).argmax(1) == labels.test_labels).float().mean()
-            )
+            hits = model(tensors.test_images).argmax(1) == tensors.test_labels
+            return float(hits.float().mean())
 
     return Contestant(train_epoch, test)
 

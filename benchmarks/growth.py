@@ -64,7 +64,7 @@ def time_epoch(batch_size: int = 128, hidden_size: int = 512, examples: int = 60
 
 
 def draw(measured: dict[str, dict[int, float]], path: Path) -> None:
-    """A panel a size, with a line for what grows in proportion to it."""
+    """A panel a size, with a line for what grows in proportion to it from the lesson's size on."""
     import matplotlib.pyplot as plt
 
     fig, axes = plt.subplots(1, 3, figsize=(10, 3), sharey=True, layout="constrained")
@@ -72,7 +72,9 @@ def draw(measured: dict[str, dict[int, float]], path: Path) -> None:
         sizes, seconds = np.array(list(points)), np.array(list(points.values()))
         axis.loglog(sizes, seconds, "o-", color="tab:blue", label="measured")
         if name != "batch_size":
-            axis.loglog(sizes, seconds[-1] * sizes / sizes[-1], "--", color="0.5", label="linear")
+            lessons = {"hidden_size": 512, "examples": 60_000}[name]
+            linear = points[lessons] * sizes / lessons
+            axis.loglog(sizes, linear, "--", color="0.5", label="linear")
             axis.legend(frameon=False)
         axis.set_xlabel(name.replace("_", " "))
         axis.set_xticks(sizes[:: len(sizes) // 4], [f"{n:,}" for n in sizes[:: len(sizes) // 4]])

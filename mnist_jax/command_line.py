@@ -119,8 +119,9 @@ def leave_signals_to_the_system() -> None:
 
     Neither Ctrl-C while it imports, nor a reader of its --help that leaves.
     """
-    for number in PYTHONS_HANDLERS:
-        signal.signal(number, signal.SIG_DFL)
+    for number, handler in PYTHONS_HANDLERS.items():
+        if signal.getsignal(number) == handler:  # a background job's shell has SIGINT ignored
+            signal.signal(number, signal.SIG_DFL)
 
 
 def take_signals_back() -> None:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
+from scipy import stats
 
 from mnist_jax.input_pipeline import Dataset
 from mnist_jax.metrics import (
@@ -87,8 +88,6 @@ def accuracy_interval(correct: int, count: int) -> tuple[float, float]:
     That of E. B. Wilson (1927), Journal of the American Statistical Association 22, 209-212: it
     stays within 0 and 1, and is right for accuracies near them too.
     """
-    from scipy import stats  # half a second, which only `evaluate` needs
-
     low, high = stats.binomtest(correct, count).proportion_ci(0.95, method="wilson")
     return float(low), float(high)
 

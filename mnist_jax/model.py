@@ -67,7 +67,7 @@ def narrow_dot_general(
     return jax.lax.dot_general(x, kernel, *args, **kwargs)
 
 
-def make_model(config: Config) -> MLP:
+def make_model(config: Config) -> nn.Module:
     """The network that `config` describes."""
     return MLP(config.hidden_sizes, precision=config.matmul_precision)
 

@@ -1,16 +1,39 @@
-"""The comparison runs, with those contestants that need neither Keras nor PyTorch."""
+"""The comparison runs, with contestants that need neither Keras nor PyTorch; its limit is one."""
 
+import importlib.util
 import json
 import statistics
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 NAMES = ["mnist_jax", "flax_nnx"]
 PARTS = ["products_numpy", "update_numpy"]
+
+
+def test_the_limit_has_all_products_of_an_epoch() -> None:
+    """Of 300 examples: 2 operations for each weight, forwards and for both gradients."""
+    spec = importlib.util.spec_from_file_location("contestants", BENCHMARKS / "contestants.py")
+    assert spec
+    assert spec.loader
+    contestants = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(contestants)
+    operations = []
+
+    def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+        operations.append(2 * a.shape[0] * a.shape[1] * b.shape[1])
+        np.matmul(a, b, out=out)
+
+    images, labels = np.zeros((300, 784), np.float32), np.zeros(300, np.int32)
+    data = contestants.Data(images, labels, images, labels)
+    contestants.products(data, SimpleNamespace(matmul=matmul), lambda array: array).train_epoch()
+    # Of the first layer only the gradient of its kernel is needed, not that of the pixels.
+    assert sum(operations) == 2 * 300 * (2 * 784 * 512 + 3 * 512 * 10)
 
 
 @pytest.mark.slow

@@ -211,7 +211,7 @@ def test_check_knows_the_numbers(sample_dir: Path, call_check: Any) -> None:
     ("flag", "value", "reason"),
     [
         ("--learning-rate", "0.01", "the loss of step 2 is"),
-        ("--batch-size", "4000", "there were 1 steps, and 10 are compared"),
+        ("--batch-size", "4000", "steps taken: 1; compared are the first 10"),
         ("--require-platform", "gpu", "gpu is required, and jax runs on"),
     ],
 )

@@ -306,6 +306,7 @@ def test_a_picture_is_chosen(open_page: Any, run: Path, tmp_path: Path) -> None:
         "seven.svg": SVG,  # which no Pillow reads
         "white on nothing.png": encode(white),
         "not.png": b"seven",
+        "large.tif": encode(large, "TIFF"),  # that a dialog tells of
     }
     for name, content in pictures.items():
         (tmp_path / name).write_bytes(content)
@@ -313,7 +314,7 @@ def test_a_picture_is_chosen(open_page: Any, run: Path, tmp_path: Path) -> None:
     page = open_page()
     for name in pictures:
         page.tab.locator("input[type=file]").set_input_files(tmp_path / name)
-        page.wait_for("cannot be read" if name == "not.png" else said)
+        page.wait_for({"not.png": "cannot be read", "large.tif": HINT}.get(name, said))
         page.tab.get_by_text("Clear").click()
         page.wait_for(HINT)
 
@@ -406,12 +407,28 @@ def test_a_page_from_elsewhere_is_refused(server: str) -> None:
         ({"Origin": server}, 200),
         ({"Origin": f"http://localhost:{port}", "Host": f"localhost:{port}"}, 200),
         ({"Host": f"[::1]:{port}"}, 200),
+        ({"Host": f"127.0.0.1.a.page.elsewhere:{port}"}, 403),
         ({"Origin": "http://a.page.elsewhere"}, 403),
         ({"Origin": "null"}, 403),
         ({"Host": f"a.page.elsewhere:{port}"}, 403),
         ({"Host": "["}, 403),
     ]:
         assert requests.post(url, json=body, headers=headers, timeout=30).status_code == code
+
+
+def test_every_address_of_this_machine_is_one() -> None:
+    """Debian calls a machine 127.0.1.1 by its own name."""
+    pytest.importorskip("starlette", reason="gradio is not installed")
+    from starlette.responses import PlainTextResponse
+    from starlette.testclient import TestClient
+
+    def get(address: str, host: str) -> int:
+        client = TestClient(web.guard(PlainTextResponse("page"), address))
+        return client.get("/", headers={"Host": host}).status_code
+
+    assert get("127.0.1.1", "127.0.1.1:7860") == 200
+    assert get("127.0.1.1", "192.168.0.2") == 403
+    assert get("0.0.0.0", "192.168.0.2") == 200
 
 
 @pytest.mark.slow

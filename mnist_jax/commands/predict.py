@@ -46,7 +46,7 @@ def answer(options: PredictOptions) -> int:
 
     Raises:
         RunError: there is no trained network, or a picture cannot be saved.
-        ConfigError: --show names one file for several pictures.
+        ConfigError: --show names one file for several pictures, or one of the files.
     """
     trained = load_reader(options.workdir)
     with silence():
@@ -56,7 +56,7 @@ def answer(options: PredictOptions) -> int:
         if isinstance(found, ImageError):
             print_error(f"{printable(name)}: {found}")
     if options.show:
-        save(pictures, options.show)
+        save(pictures, options.show, keep=[name for name, _ in read])
     pixels = [picture.pixels for picture in pictures]
     probabilities = predict(trained, np.array(pixels, np.uint8).reshape(-1, 28, 28))
     (print_json if options.json else print_charts)(pictures, probabilities)
@@ -123,11 +123,11 @@ def printable(name: str) -> str:
     return name if name and name.isprintable() else ascii(name)
 
 
-def save(pictures: Sequence[Picture], path: Path) -> None:
-    """Saves what the network sees of `pictures` as PNG.
+def save(pictures: Sequence[Picture], path: Path, keep: Sequence[str]) -> None:
+    """Saves what the network sees of `pictures` as PNG, but in no file's place that is in `keep`.
 
     Raises:
-        ConfigError: `path` is that of one file, and there are more pictures; or it is one of them.
+        ConfigError: `path` is that of one file, and there are more pictures; or of one in `keep`.
         RunError: it cannot be written.
     """
     path = Path(os.path.expanduser(path))
@@ -137,8 +137,8 @@ def save(pictures: Sequence[Picture], path: Path) -> None:
     stems = ["stdin" if name == STDIN else Path(name).stem for name, _ in pictures]
     files = [path / f"{i:04}_{stem}.png" for i, stem in enumerate(stems)]
     files = [path] * len(pictures) if one_file else files
-    if taken := {*map(os.path.realpath, files)} & {os.path.realpath(name) for name, _ in pictures}:
-        raise ConfigError(f"--show would overwrite a picture, {min(taken)}; name another place")
+    if taken := {*map(os.path.realpath, files)} & {*map(os.path.realpath, keep)}:
+        raise ConfigError(f"--show would overwrite {min(taken)}; name another place")
     with naming(path):
         if not one_file:
             path.mkdir(parents=True, exist_ok=True)

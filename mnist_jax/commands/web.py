@@ -6,7 +6,7 @@ import os
 import re
 import socket
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -130,35 +130,39 @@ def build_page(gradio: Any, answer: Callable[[object], Any]) -> Any:
     return page.queue(max_size=MAX_QUEUE)
 
 
-def guard(app: Any, is_local: bool) -> Any:
-    """`app`, an ASGI application, but for what of Gradio nobody needs here.
+def guard(app: Any, address: str) -> Any:
+    """`app`, an ASGI application, with PATHS alone; what it raises is logged, in a line.
 
     Args:
-        is_local: refuse pages that come from elsewhere. They, too, may send requests to a server
-            on the machine that they are shown on, and by a name of their own.
+        address: where it listens. If nobody else can reach that, pages from elsewhere are refused:
+            they may send requests to the machine that they are shown on, by a name of their own,
+            too.
     """
     from starlette.requests import Request
     from starlette.responses import PlainTextResponse
 
+    is_local = ipaddress.ip_address(address).is_loopback
+    names = *LOCAL_NAMES, address
+
     async def guarded(scope: Any, receive: Any, send: Any) -> None:
         answer = app
-        if scope["type"] == "http" and is_local and not is_from_here(Request(scope).headers):
+        if scope["type"] == "http" and is_local and not is_from(names, Request(scope).headers):
             answer = PlainTextResponse("only for pages of this machine", 403)
         elif scope["type"] != "lifespan" and not PATHS.fullmatch(scope["path"]):
             answer = PlainTextResponse("not found", 404)
         try:
             await answer(scope, receive, send)
         except Exception as error:  # Gradio's, for what no page sends; it has answered with 500
-            log.warning(f"a request has failed: {type(error).__name__}: {error}".splitlines()[0])
+            log.warning(f"a request has failed: {error!r}")
 
     return guarded
 
 
-def is_from_here(headers: Mapping[str, str]) -> bool:
-    """Whether a request is to this machine by name, and from a page of it or from a program."""
+def is_from(names: Sequence[str], headers: Mapping[str, str]) -> bool:
+    """Whether a request is to a host in `names`, and from a page of one, or from a program."""
     urls = f"//{headers.get('host', '')}", headers.get("origin", "//localhost")
     try:
-        return all(urlsplit(url).hostname in LOCAL_NAMES for url in urls)
+        return all(urlsplit(url).hostname in names for url in urls)
     except ValueError:  # no URL
         return False
 
@@ -168,8 +172,7 @@ def serve_until_signal(app: Any, listener: socket.socket) -> None:
     import uvicorn
 
     warnings.filterwarnings("ignore", module="PIL")  # of what clients send
-    is_local = ipaddress.ip_address(listener.getsockname()[0]).is_loopback
-    app = guard(app, is_local)
+    app = guard(app, listener.getsockname()[0])
     config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1)
     with Signals() as signals:
         signals.defer()  # for uvicorn, when it has ended, sends itself again what it got

@@ -73,8 +73,9 @@ function showAndSend(drawing) {
     send(encode(picture, Math.min(1, fit)));
   });
   picture.addEventListener("error", () => {
-    if (drawing.length > MAX_LENGTH) alert("This picture is too large.");
-    else send(drawing);
+    const isLarge = drawing.length > MAX_LENGTH;
+    send(isLarge ? "" : drawing);
+    if (isLarge) alert("This picture is too large.");
   });
   picture.src = drawing;
 }
