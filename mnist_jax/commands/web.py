@@ -131,14 +131,14 @@ def build_page(gradio: Any, answer: Callable[[object], Any]) -> Any:
 
 
 def guard(app: Any, address: str) -> Any:
-    """`app`, an ASGI application, with PATHS alone; what it raises is logged, in a line.
+    """`app`, an ASGI application, with PATHS alone; what a request makes it raise is one line.
 
     Args:
         address: where it listens. If nobody else can reach that, pages from elsewhere are refused:
             they may send requests to the machine that they are shown on, by a name of their own,
             too.
     """
-    from starlette.requests import Request
+    from starlette.requests import HTTPConnection
     from starlette.responses import PlainTextResponse
 
     is_local = ipaddress.ip_address(address).is_loopback
@@ -146,9 +146,11 @@ def guard(app: Any, address: str) -> Any:
 
     async def guarded(scope: Any, receive: Any, send: Any) -> None:
         answer = app
-        if scope["type"] == "http" and is_local and not is_from(names, Request(scope).headers):
+        if scope["type"] == "lifespan":
+            return await app(scope, receive, send)
+        if is_local and not is_from(names, HTTPConnection(scope).headers):
             answer = PlainTextResponse("only for pages of this machine", 403)
-        elif scope["type"] != "lifespan" and not PATHS.fullmatch(scope["path"]):
+        elif not PATHS.fullmatch(scope["path"]):
             answer = PlainTextResponse("not found", 404)
         try:
             await answer(scope, receive, send)
