@@ -120,6 +120,7 @@ def test_every_mode_gives_the_same(mode: str) -> None:
         encode(draw_seven(ink=190)),  # pale
         encode(draw_seven(), "BMP"),
         encode(draw_seven(), "JPEG2000"),
+        encode(draw_seven().convert("YCbCr"), "TIFF", compression="jpeg"),
     ],
     ids=lambda content: f"{content[:12]}",
 )
