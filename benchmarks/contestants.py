@@ -1,84 +1,59 @@
-"""One way each to train the lesson's network; `compare.py` runs them in processes of their own.
+"""Several ways to train the lesson's network. `compare.py` runs each in its own process.
 
-    python benchmarks/contestants.py NAME MNIST.npz               # one epoch a line on stdin
-    python benchmarks/contestants.py NAME MNIST.npz --num-epochs 5  # all of it, then a test
+    python benchmarks/contestants.py NAME MNIST.npz                 # one epoch per line on stdin
+    python benchmarks/contestants.py NAME MNIST.npz --num-epochs 5  # train and test
 
-All get the same arrays (float32 rows in [0, 1], from this project's cache), take all 469 steps of
-an epoch, the last one of 96 examples, in a new random order, and watch the running loss and
-accuracy. Each is written as its own users would, and none is fed slowly. The last four are the
-parts of the limit.
+All contestants get the same arrays. Each epoch has 469 steps in a new random order; the last batch
+has 96 examples. All compute the running loss and accuracy. Each is written as its users write it.
 """
 
 import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-
-BATCH_SIZE, HIDDEN, LEARNING_RATE, DECAY, EPS = 128, 512, 1e-3, 0.9, 1e-7
-
-
-class Data(NamedTuple):
-    train_images: Any
-    train_labels: Any
-    test_images: Any
-    test_labels: Any
-
-
-class Contestant(NamedTuple):
-    train_epoch: Callable[[], None]
-    """Trains one epoch, and returns when the device has done it."""
-    test: Callable[[], float]
-    """The accuracy on the test set."""
-
-
-def load(path: str) -> Data:
-    """The arrays of this project's decoded cache, prepared as the lesson does it."""
-    with np.load(path) as file:
-        arrays = [file[field] for field in Data._fields]
-    images = [(x.reshape(-1, 784) / np.float32(255)) for x in arrays[::2]]
-    labels = [y.astype(np.int32) for y in arrays[1::2]]
-    return Data(images[0], labels[0], images[1], labels[1])
-
-
-def batches(order: Any) -> Any:
-    """`order`, cut into batches, the last one short."""
-    return (order[i : i + BATCH_SIZE] for i in range(0, len(order), BATCH_SIZE))
+from lesson import BATCH_SIZE, DECAY, EPS, HIDDEN, LEARNING_RATE, Contestant, Data, batches, load
+from limit import products_numpy, products_torch, update_numpy, update_torch
 
 
 def mnist_jax(data: Data) -> Contestant:
-    """This project, as `train_and_evaluate` calls it, but for logs and checkpoints."""
+    """This project: what `train_and_evaluate` calls, without logs and checkpoints."""
     import jax
 
-    from mnist_jax import task as tasks
-    from mnist_jax import train
     from mnist_jax.config import Config
-    from mnist_jax.input_pipeline import Dataset
-    from mnist_jax.sharding import make_mesh
-    from mnist_jax.steps import Examples
+    from mnist_jax.data.pipeline import Dataset, Examples
+    from mnist_jax.runtime.devices import make_mesh
+    from mnist_jax.train import evaluate_split, init_train_state, set_up
+    from mnist_jax.train import train_epoch as train_epoch_in_chunks
 
-    examples = Examples(*(np.concatenate(pair) for pair in (data[::2], data[1::2])))
+    examples = Examples(
+        images=np.concatenate([data.train_images, data.test_images]),
+        labels=np.concatenate([data.train_labels, data.test_labels]),
+    )
     num_train = len(data.train_labels)
     splits = {"train": range(num_train), "test": range(num_train, len(examples.labels))}
-    task, state = tasks.set_up(Config(), Dataset("mnist", examples, splits), make_mesh())
+    setup = set_up(Config(), Dataset("mnist", examples, splits), make_mesh())
+    state = init_train_state(setup)
     epoch = 0
 
     def train_epoch() -> None:
         nonlocal state, epoch
         epoch += 1
-        chunks = train.train_epoch(task, state, tasks.new_metrics(task), epoch)
-        for state, _, _ in chunks:
+        chunks = train_epoch_in_chunks(setup, state, epoch)
+        for state, _ in chunks:
             pass
         jax.block_until_ready(state)
 
-    return Contestant(train_epoch, lambda: tasks.evaluate_split(task, state, "test").accuracy)
+    def test() -> float:
+        return evaluate_split(setup, state, "test").accuracy
+
+    return Contestant(train_epoch, test)
 
 
 def flax_nnx(data: Data) -> Contestant:
-    """The loop of Flax's MNIST tutorial: a compiled step, called from Python for each batch."""
+    """The loop of Flax's MNIST tutorial: Python calls a compiled step for each batch."""
     import jax
     import optax
     from flax import nnx
@@ -124,20 +99,19 @@ def flax_nnx(data: Data) -> Contestant:
 
 
 def keras_jax(data: Data, steps_per_execution: int = 1) -> Contestant:
-    """The lesson itself on Keras 3's JAX backend."""
+    """The original lesson, on the JAX backend of Keras 3."""
     os.environ["KERAS_BACKEND"] = "jax"
     import keras
 
-    data = data._replace(
-        train_labels=keras.utils.to_categorical(data.train_labels, 10),
-        test_labels=keras.utils.to_categorical(data.test_labels, 10),
+    train_labels = keras.utils.to_categorical(data.train_labels, 10)
+    test_labels = keras.utils.to_categorical(data.test_labels, 10)
+    model = keras.Sequential(
+        [
+            keras.layers.Input((784,)),
+            keras.layers.Dense(HIDDEN, activation="relu"),
+            keras.layers.Dense(10, activation="softmax"),
+        ]
     )
-    layers = [
-        keras.layers.Input((784,)),
-        keras.layers.Dense(HIDDEN, activation="relu"),
-        keras.layers.Dense(10, activation="softmax"),
-    ]
-    model = keras.Sequential(layers)
     model.compile(
         optimizer=keras.optimizers.RMSprop(LEARNING_RATE, rho=DECAY, epsilon=EPS),
         loss="categorical_crossentropy",
@@ -146,131 +120,71 @@ def keras_jax(data: Data, steps_per_execution: int = 1) -> Contestant:
     )
 
     def train_epoch() -> None:
-        model.fit(data.train_images, data.train_labels, BATCH_SIZE, epochs=1, verbose=0)
+        model.fit(data.train_images, train_labels, BATCH_SIZE, epochs=1, verbose=0)
 
     def test() -> float:
-        return model.evaluate(data.test_images, data.test_labels, BATCH_SIZE, verbose=0)[1]
+        _, accuracy = model.evaluate(data.test_images, test_labels, BATCH_SIZE, verbose=0)
+        return accuracy
 
     return Contestant(train_epoch, test)
 
 
 def keras_jax_50(data: Data) -> Contestant:
-    """The same with `steps_per_execution`: Keras 3.15 then looks up from its steps less often."""
+    """The same, but Keras runs 50 steps before it returns to Python."""
     return keras_jax(data, steps_per_execution=50)
 
 
 def torch_eager(data: Data, compiled: bool = False) -> Contestant:
-    """PyTorch's usual loop, without a DataLoader, which would be several times slower."""
+    """The usual PyTorch loop. A DataLoader would make it several times slower."""
     import torch
 
     torch.manual_seed(0)
-    layers = torch.nn.Linear(784, HIDDEN), torch.nn.ReLU(), torch.nn.Linear(HIDDEN, 10)
-    model = torch.nn.Sequential(*layers)
-    for layer in (model[0], model[2]):
+    linear1, linear2 = torch.nn.Linear(784, HIDDEN), torch.nn.Linear(HIDDEN, 10)
+    for layer in (linear1, linear2):
         torch.nn.init.xavier_uniform_(layer.weight)
         torch.nn.init.zeros_(layer.bias)
+    model = torch.nn.Sequential(linear1, torch.nn.ReLU(), linear2)
     optimizer = torch.optim.RMSprop(model.parameters(), LEARNING_RATE, alpha=DECAY, eps=EPS)
-    tensors = Data(*(torch.from_numpy(x) for x in data))
-    train_labels = tensors.train_labels.long()  # cross_entropy wants 64 bits
+    train_images = torch.from_numpy(data.train_images)
+    train_labels = torch.from_numpy(data.train_labels).long()  # cross_entropy needs int64
 
     def loss_fn(images: Any, labels: Any) -> Any:
         logits = model(images)
         loss = torch.nn.functional.cross_entropy(logits, labels)
         return loss, (logits.argmax(1) == labels).sum()
 
-    step = optimizer.step
+    update = optimizer.step
     if compiled:
-        # Not dynamic: else one program for all sizes would serve the 96 and the 128 alike.
+        # dynamic=False compiles one program for 128 examples and another for the last 96.
         loss_fn = torch.compile(loss_fn, dynamic=False)
-        step = torch.compile(optimizer.step)
+        update = torch.compile(optimizer.step)
 
     def train_epoch() -> None:
         loss_sum, correct = torch.zeros(()), torch.zeros((), dtype=torch.long)
-        for rows in batches(torch.randperm(len(data.train_labels))):
+        for rows in batches(torch.randperm(len(train_labels))):
             optimizer.zero_grad()
-            loss, hits = loss_fn(tensors.train_images[rows], train_labels[rows])
+            loss, batch_correct = loss_fn(train_images[rows], train_labels[rows])
             loss.backward()
-            step()
+            update()
             loss_sum += loss.detach() * len(rows)
-            correct += hits
+            correct += batch_correct
 
     def test() -> float:
         with torch.no_grad():
-            hits = model(tensors.test_images).argmax(1) == tensors.test_labels
-            return float(hits.float().mean())
+            predictions = model(torch.from_numpy(data.test_images)).argmax(1)
+            return float((predictions == torch.from_numpy(data.test_labels)).float().mean())
 
     return Contestant(train_epoch, test)
 
 
 def torch_compile(data: Data) -> Contestant:
-    """The same with the loss, its gradients and the update compiled."""
+    """The same with a compiled loss, gradient and update."""
     return torch_eager(data, compiled=True)
 
 
-def products(data: Data, library: Any, like: Callable[[Any], Any]) -> Contestant:
-    """The matrix products that no trainer can do without.
-
-    For each batch x of an epoch x W1 and h W2 forwards, g W2', h' g and x' d backwards.
-    """
-    images = like(data.train_images)
-    h, d, g = (like(np.ones((BATCH_SIZE, n), np.float32)) for n in (HIDDEN, HIDDEN, 10))
-    w1, w2 = (like(np.ones(shape, np.float32)) for shape in ((784, HIDDEN), (HIDDEN, 10)))
-    grads1, grads2 = (like(np.ones_like(w)) for w in (w1, w2))
-
-    def train_epoch() -> None:
-        for x in batches(images):
-            n = len(x)
-            library.matmul(x, w1, out=h[:n])
-            library.matmul(h[:n], w2, out=g[:n])
-            library.matmul(g[:n], w2.T, out=d[:n])
-            library.matmul(h[:n].T, g[:n], out=grads2)
-            library.matmul(x.T, d[:n], out=grads1)
-
-    return Contestant(train_epoch, lambda: float("nan"))
-
-
-def update(data: Data, library: Any, like: Callable[[Any], Any]) -> Contestant:
-    """The memory traffic of RMSprop, as much as one pass needs.
-
-    Gradients, running squares and weights are read once; the latter two are written.
-    """
-    grads, squares, weights = (like(np.zeros((784, HIDDEN), np.float32)) for _ in range(3))
-
-    def train_epoch() -> None:
-        for _ in batches(data.train_labels):
-            library.add(grads, squares, out=squares)
-            library.add(weights, 0, out=weights)
-
-    return Contestant(train_epoch, lambda: float("nan"))
-
-
-def products_numpy(data: Data) -> Contestant:
-    """With the BLAS that NumPy has."""
-    return products(data, np, lambda array: array)
-
-
-def products_torch(data: Data) -> Contestant:
-    """With the one that PyTorch has."""
-    import torch
-
-    return products(data, torch, torch.as_tensor)
-
-
-def update_numpy(data: Data) -> Contestant:
-    """On one core."""
-    return update(data, np, lambda array: array)
-
-
-def update_torch(data: Data) -> Contestant:
-    """On all cores."""
-    import torch
-
-    return update(data, torch, torch.as_tensor)
-
-
 CONTESTANTS = {
-    f.__name__: f
-    for f in (
+    function.__name__: function
+    for function in (
         mnist_jax, flax_nnx, keras_jax, keras_jax_50, torch_eager, torch_compile,
         products_numpy, products_torch, update_numpy, update_torch,
     )
@@ -278,7 +192,6 @@ CONTESTANTS = {
 
 
 def main() -> None:
-    """Runs one contestant."""
     parser = argparse.ArgumentParser()
     parser.add_argument("name", choices=CONTESTANTS)
     parser.add_argument("data")
@@ -289,8 +202,13 @@ def main() -> None:
         for _ in range(args.num_epochs):
             contestant.train_epoch()
         print(contestant.test())
-        return
-    for line in sys.stdin:
+    else:
+        time_epochs(contestant)
+
+
+def time_epochs(contestant: Contestant) -> None:
+    """Trains one epoch for each line on stdin, and prints its seconds."""
+    for _ in sys.stdin:
         started = time.perf_counter()
         contestant.train_epoch()
         print(time.perf_counter() - started, flush=True)

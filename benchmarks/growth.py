@@ -1,10 +1,10 @@
-"""How the cost of an epoch grows with the batch, the network and the data.
+"""Measures how the time of an epoch grows with the batch, the network and the data.
 
     pip install -e ".[bench]"
     python benchmarks/growth.py   # four minutes
 
-Prints the median of three warm epochs for each size, and writes growth.json and growth.png. Images
-are random numbers: no time depends on what is in them.
+Prints the median of three warm epochs for each size, and writes growth.json and growth.png. The
+images are random numbers; the time does not depend on the pixels.
 """
 
 import json
@@ -12,16 +12,15 @@ import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from mnist_jax.config import Config
-from mnist_jax.input_pipeline import Dataset
-from mnist_jax.sharding import make_mesh
-from mnist_jax.steps import Examples
-from mnist_jax.task import new_metrics, set_up
-from mnist_jax.train import train_epoch
+from mnist_jax.data.pipeline import Dataset, Examples
+from mnist_jax.runtime.devices import make_mesh
+from mnist_jax.train import init_train_state, set_up, train_epoch
 
 HERE = Path(__file__).parent
 SIZES = {
@@ -29,10 +28,10 @@ SIZES = {
     "hidden_size": [128, 256, 512, 1024, 2048, 4096],
     "examples": [6_000, 19_000, 60_000, 190_000, 600_000],
 }
+LESSON = {"hidden_size": 512, "examples": 60_000}
 
 
 def main() -> None:
-    """Measures, prints and draws."""
     measured: dict[str, dict[int, float]] = {name: {} for name in SIZES}
     for name, sizes in SIZES.items():
         for size in sizes:
@@ -43,45 +42,59 @@ def main() -> None:
 
 
 def time_epoch(batch_size: int = 128, hidden_size: int = 512, examples: int = 60_000) -> float:
-    """Median seconds of an epoch, compiled before."""
-    rng = np.random.default_rng(0)
-    images = rng.random((examples, 784), np.float32)
-    labels = rng.integers(0, 10, examples, np.int32)
-    dataset = Dataset("random", Examples(images, labels), {"train": range(examples)})
-    # As many examples a chunk whatever the batch: a chunk's own cost is not what is measured.
-    chunk = max(1, 64 * 128 // batch_size)
-    config = replace(Config(), batch_size=batch_size, hidden_sizes=(hidden_size,))
-    task, state = set_up(replace(config, steps_per_chunk=chunk), dataset, make_mesh())
+    """Returns the median seconds of three epochs, after one that compiles."""
+    # Chunks of equally many examples: the cost of a chunk is the same for every batch size.
+    steps_per_chunk = max(1, 67 * 128 // batch_size)
+    config = replace(
+        Config(),
+        batch_size=batch_size,
+        hidden_sizes=(hidden_size,),
+        steps_per_chunk=steps_per_chunk,
+    )
+    setup = set_up(config, random_dataset(examples), make_mesh())
+    state = init_train_state(setup)
     seconds = []
     for epoch in range(1, 5):
         started = time.perf_counter()
-        chunks = train_epoch(task, state, new_metrics(task), epoch)
-        for state, _, _ in chunks:
+        chunks = train_epoch(setup, state, epoch)
+        for state, _ in chunks:
             pass
         jax.block_until_ready(state)
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds[1:])
 
 
+def random_dataset(num_examples: int) -> Dataset:
+    rng = np.random.default_rng(0)
+    images = rng.random((num_examples, 784), np.float32)
+    labels = rng.integers(0, 10, num_examples, np.int32)
+    return Dataset("random", Examples(images, labels), {"train": range(num_examples)})
+
+
 def draw(measured: dict[str, dict[int, float]], path: Path) -> None:
-    """A panel a size, with a line for what grows in proportion to it from the lesson's size on."""
+    """Draws one panel for each kind of size."""
     import matplotlib.pyplot as plt
 
-    fig, axes = plt.subplots(1, 3, figsize=(10, 3), sharey=True, layout="constrained")
-    for axis, (name, points) in zip(axes, measured.items(), strict=True):
-        sizes, seconds = np.array(list(points)), np.array(list(points.values()))
-        axis.loglog(sizes, seconds, "o-", color="tab:blue", label="measured")
-        if name != "batch_size":
-            lessons = {"hidden_size": 512, "examples": 60_000}[name]
-            linear = points[lessons] * sizes / lessons
-            axis.loglog(sizes, linear, "--", color="0.5", label="linear")
-            axis.legend(frameon=False)
-        axis.set_xlabel(name.replace("_", " "))
-        axis.set_xticks(sizes[:: len(sizes) // 4], [f"{n:,}" for n in sizes[:: len(sizes) // 4]])
-        axis.minorticks_off()
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("seconds an epoch")
-    fig.savefig(path, dpi=150)
+    figure, panels = plt.subplots(1, 3, figsize=(10, 3), sharey=True, layout="constrained")
+    for axes, (name, points) in zip(panels, measured.items(), strict=True):
+        draw_panel(axes, name, points)
+    panels[0].set_ylabel("seconds per epoch")
+    figure.savefig(path, dpi=150)
+
+
+def draw_panel(axes: Any, name: str, points: dict[int, float]) -> None:
+    """Draws seconds against sizes, and a line in proportion to the size of the lesson."""
+    sizes = np.array(list(points))
+    axes.loglog(sizes, list(points.values()), "o-", color="tab:blue", label="measured")
+    if name in LESSON:
+        linear = points[LESSON[name]] * sizes / LESSON[name]
+        axes.loglog(sizes, linear, "--", color="0.5", label="linear")
+        axes.legend(frameon=False)
+    ticks = sizes[:: len(sizes) // 4]
+    axes.set_xlabel(name.replace("_", " "))
+    axes.set_xticks(ticks, [f"{size:,}" for size in ticks])
+    axes.minorticks_off()
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 if __name__ == "__main__":

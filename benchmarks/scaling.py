@@ -1,9 +1,9 @@
-"""What a step costs on 1, 2, 4 and 8 simulated devices: all of it, and its parts.
+"""Measures a training step and its parts on 1, 2, 4 and 8 simulated devices.
 
     python benchmarks/scaling.py
 
-The devices share this machine's cores, so the products become no faster; what more devices cost is
-real: the all-reduce of the gradients, and starting a program on each.
+The simulated devices share the cores of this machine, so the matrix products do not become faster.
+The added cost is real: the all-reduce of the gradients, and the launch of a program on each device.
 """
 
 import os
@@ -13,70 +13,88 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
-STEPS, ROUNDS, CALLS = 200, 7, 100
+import jax
+import numpy as np
+from growth import random_dataset
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mnist_jax.config import Config
+from mnist_jax.data.pipeline import batch_rows
+from mnist_jax.runtime.devices import make_mesh, replicate, split_batches, split_leading_axis
+from mnist_jax.steps import train_steps
+from mnist_jax.train import init_train_state, set_up
+
+STEPS = 200  # of each timed call of train_steps
+CALLS = 100  # of each small program that is timed
+ROUNDS = 7
 
 
 def main() -> None:
-    """Prints a line for each number of devices, from a process of its own."""
+    """Prints one line for each number of devices. A new process measures each line."""
     print("devices   step, ms   all-reduces in it   one of 1.6 MB, ms   an empty program, ms")
     given = os.environ.get("XLA_FLAGS", "")
     for devices in (1, 2, 4, 8):
-        flags = {"XLA_FLAGS": f"{given} --xla_force_host_platform_device_count={devices}"}
-        command = [sys.executable, __file__, "here"]
-        subprocess.run(command, env={**os.environ, **flags}, check=True)
+        flags = f"{given} --xla_force_host_platform_device_count={devices}"
+        command = [sys.executable, __file__, "measure"]
+        subprocess.run(command, env={**os.environ, "XLA_FLAGS": flags}, check=True)
 
 
 def measure() -> None:
-    """One line, on all devices of this process."""
-    import jax
-    import numpy as np
-
-    from mnist_jax.config import Config
-    from mnist_jax.input_pipeline import Dataset, batch_rows
-    from mnist_jax.sharding import make_mesh, replicate, split_batches, split_leading_axis
-    from mnist_jax.steps import Examples, train_steps
-    from mnist_jax.task import new_metrics, set_up
-
-    num_examples = 128 * STEPS
-    rng = np.random.default_rng(0)
-    images = rng.random((num_examples, 784), np.float32)
-    examples = Examples(images, rng.integers(0, 10, num_examples, np.int32))
+    """Prints one line for all devices of this process."""
     mesh = make_mesh()
-    task, state = set_up(
-        Config(), Dataset("random", examples, {"train": range(num_examples)}), mesh
-    )
-    order = split_batches(batch_rows(rng.permutation(num_examples), 128), mesh)
-    metrics = new_metrics(task)
+    step_ms, num_reduces = measure_step(mesh)
+    numbers = f"{step_ms:8.2f}   {num_reduces:17}   {time_all_reduce(mesh):17.2f}"
+    print(f"{mesh.size:7}   {numbers}   {time_launch(mesh):20.3f}", flush=True)
 
-    static = {"model": task.model, "tx": task.tx}
 
-    def steps() -> None:
-        nonlocal state, metrics
-        state, metrics = train_steps(state, metrics, task.examples, order, 0, STEPS, **static)
+def measure_step(mesh: Mesh) -> tuple[float, int]:
+    """Returns the milliseconds of a training step, and the number of its all-reduces."""
+    num_examples = 128 * STEPS
+    setup = set_up(Config(), random_dataset(num_examples), mesh)
+    state = init_train_state(setup)
+    order = np.random.default_rng(0).permutation(num_examples)
+    rows = split_batches(batch_rows(order, 128), mesh)
+    static: dict[str, Any] = {"model": setup.model, "tx": setup.tx}
+    program = train_steps.lower(state, setup.dataset.examples, rows, **static).compile()
+    num_reduces = len(re.findall(r" all-reduce(?:-start)?\(", str(program.as_text())))
+
+    def train() -> None:
+        nonlocal state
+        state, _ = train_steps(state, setup.dataset.examples, rows, **static)
         jax.block_until_ready(state)
 
-    program = train_steps.lower(state, metrics, task.examples, order, 0, STEPS, **static)
-    num_reduces = len(re.findall(r" all-reduce(?:-start)?\(", str(program.compile().as_text())))
-    # A sum over the devices that each of them gets: as the gradients' in a step.
+    return median_ms(train) / STEPS, num_reduces
+
+
+def time_all_reduce(mesh: Mesh) -> float:
+    """Returns the milliseconds of a sum over the devices, as large as the gradients of a step."""
     gradients = split_leading_axis(np.ones((mesh.size, 407_050), np.float32), mesh)
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    all_reduce = jax.jit(lambda x: x.sum(0), out_shardings=everywhere)
-    small = replicate(np.zeros((), np.float32), mesh)
-    empty = jax.jit(lambda x: x + 1)
-
-    def many(function: Callable[[], object]) -> Callable[[], object]:
-        return lambda: [jax.block_until_ready(function()) for _ in range(CALLS)]
-
-    step = median_ms(steps) / STEPS
-    reduced = median_ms(many(lambda: all_reduce(gradients))) / CALLS
-    launched = median_ms(many(lambda: empty(small))) / CALLS
-    numbers = f"{step:8.2f}   {num_reduces:17}   {reduced:17.2f}   {launched:20.3f}"
-    print(f"{mesh.size:7}   {numbers}", flush=True)
+    on_all_devices = NamedSharding(mesh, PartitionSpec())
+    all_reduce = jax.jit(lambda x: x.sum(0), out_shardings=on_all_devices)
+    return median_ms(repeat(lambda: all_reduce(gradients))) / CALLS
 
 
-def median_ms(function: Callable[[], object]) -> float:
-    """Milliseconds of a call, the first one not counted."""
+def time_launch(mesh: Mesh) -> float:
+    """Returns the milliseconds of a program that adds 1 to a number."""
+    number = replicate(np.zeros((), np.float32), mesh)
+    add_one = jax.jit(lambda x: x + 1)
+    return median_ms(repeat(lambda: add_one(number))) / CALLS
+
+
+def repeat(function: Callable[[], object]) -> Callable[[], None]:
+    """Returns a function that calls `function` CALLS times and waits for each result."""
+
+    def call_many() -> None:
+        for _ in range(CALLS):
+            jax.block_until_ready(function())
+
+    return call_many
+
+
+def median_ms(function: Callable[[], None]) -> float:
+    """Returns the median milliseconds of a call, after a first call that compiles."""
     function()
     seconds = []
     for _ in range(ROUNDS):
@@ -87,4 +105,4 @@ def median_ms(function: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    measure() if "here" in sys.argv else main()
+    measure() if "measure" in sys.argv else main()

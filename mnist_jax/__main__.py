@@ -1,35 +1,43 @@
-"""`python -m mnist_jax COMMAND`, also installed as `mnist-jax`: a table of commands."""
+"""`python -m mnist_jax COMMAND`, also installed as `mnist-jax`."""
 
-import runpy
+import importlib
+import signal
 import sys
 
-from mnist_jax.command_line import leave_signals_to_the_system
-
 COMMANDS = {
-    "train": ("mnist_jax.train", "train the network, test it and save it"),
-    "evaluate": ("mnist_jax.commands.evaluate", "look closely at how well it does"),
-    "predict": ("mnist_jax.commands.predict", "ask it which digits are in pictures"),
-    "export": ("mnist_jax.commands.export", "save it as one file that only jax is needed to run"),
-    "demo": ("mnist_jax.commands.demo", "draw a digit in the browser, and see what it says"),
-    "seeds": ("mnist_jax.commands.seeds", "train it from many seeds, and see how they spread"),
-    "check": ("mnist_jax.commands.check", "see whether this machine gives the known numbers"),
+    "train": ("mnist_jax.train", "train the network, evaluate it and save it"),
+    "evaluate": ("mnist_jax.commands.evaluate", "show how well a trained network does"),
+    "predict": ("mnist_jax.commands.predict", "tell which digits are in pictures"),
+    "export": ("mnist_jax.commands.export", "save a trained network as one file for jax"),
+    "demo": ("mnist_jax.commands.demo", "serve a page to draw digits on"),
+    "seeds": ("mnist_jax.commands.seeds", "train with many seeds and compare the results"),
+    "check": ("mnist_jax.commands.check", "test whether this machine gives the known numbers"),
 }
 
 
 def main() -> None:
-    """Runs the command that is named, or lists all; exits with 2 if there is none of that name."""
-    leave_signals_to_the_system()
-    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if name in COMMANDS:
-        sys.argv = [f"mnist_jax {name}", *sys.argv[2:]]
-        runpy.run_module(COMMANDS[name][0], run_name="__main__")
-        return
+    """Runs the named command, or lists all commands."""
+    name, *args = sys.argv[1:] or ["--help"]
+    if name not in COMMANDS:
+        sys.exit(print_commands(name))
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Exit silently on Ctrl-C during start-up.
+    command = importlib.import_module(COMMANDS[name][0])
+    from mnist_jax.runtime.program import run_command
+
+    run_command(command.Options, command.main, f"python -m mnist_jax {name}", args)
+
+
+def print_commands(name: str) -> int:
+    """Prints the table of commands. Returns the exit code: 0 for --help, 2 for other names."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Exit silently if the reader is `head -1`.
     print("usage: python -m mnist_jax COMMAND [--help]\n")
-    for command, (_, what) in COMMANDS.items():
-        print(f"  {command:8} {what}")
-    if name not in ("-h", "--help"):
-        print(f"\n{name} is no command", file=sys.stderr)
-        sys.exit(2)
+    for command, (_, text) in COMMANDS.items():
+        print(f"  {command:8} {text}")
+    if name in ("-h", "--help"):
+        return 0
+    print(f"\nunknown command: {name}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -1,183 +1,233 @@
-"""Trains and evaluates: `python -m mnist_jax.train --help`, or `train_and_evaluate` from Python."""
+"""Trains and evaluates: `python -m mnist_jax.train`, or `train_and_evaluate` from Python."""
 
-import signal
-import sys
-
-from mnist_jax.command_line import Launch, leave_signals_to_the_system, parse_args
-from mnist_jax.config import Config, deciding_fields
-
-if __name__ == "__main__":  # before jax is imported: --help and a wrong flag are answered at once
-    leave_signals_to_the_system()
-    CONFIG, LAUNCH = parse_args()
-
-import contextlib
-import shlex
+import dataclasses
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import numpy as np
+import optax
+from jax.sharding import Mesh
 
-from mnist_jax.checkpoint import Checkpoints, Progress
-from mnist_jax.errors import Interrupted, RunError
-from mnist_jax.input_pipeline import describe_dataset, epoch_order, load_dataset
-from mnist_jax.metrics import Metrics, Summary, summarize
-from mnist_jax.processes import any_process, check_same
-from mnist_jax.run_log import RunLog
-from mnist_jax.runtime import Signals, exit_at_once, run_program
-from mnist_jax.sharding import make_mesh, split_batches
-from mnist_jax.steps import TrainState, train_steps
-from mnist_jax.task import Task, evaluate_split, new_metrics, set_up
-from mnist_jax.workdir import checkpoint_steps
+from mnist_jax.config import CONFIG_FILE, Config, RunOptions
+from mnist_jax.data import pipeline
+from mnist_jax.model import count_parameters, make_model
+from mnist_jax.optimizer import make_optimizer
+from mnist_jax.runtime import devices
+from mnist_jax.runtime.checkpoint import Checkpoints
+from mnist_jax.runtime.cli import Folder, LaunchOptions
+from mnist_jax.runtime.errors import Interrupted, RunError, UsageError
+from mnist_jax.runtime.metric_writer import MetricWriter, Totals, check_tensorboard
+from mnist_jax.runtime.program import Signals, console, run_command, start_processes
+from mnist_jax.runtime.workdir import Workdir
+from mnist_jax.steps import Metrics, TrainState, evaluate, init_state, split_seed, train_steps
+
+REMEDY = "Try a lower learning_rate, or warmup_steps"
+
+
+class Setup(NamedTuple):
+    """What stays the same throughout a run. The examples of the dataset are on every device."""
+
+    config: Config
+    dataset: pipeline.Dataset
+    mesh: Mesh
+    batch_size: int
+    num_steps: int  # per epoch
+    model: nn.Module
+    tx: optax.GradientTransformation
 
 
 class Result(NamedTuple):
-    """What a run ends with."""
+    """What a run ends with; `train` and `test` are of the final parameters."""
 
-    dataset: str
-    """The one really used: `mnist_sample` where `mnist` could not be had."""
+    dataset: str  # mnist_sample where mnist could not be loaded
     state: TrainState
-    history: list[dict[str, Any]]
-    """The records of metrics.jsonl, one an epoch; `running_train` is over the epoch, as it went."""
-    train: Summary
-    """Of the final parameters on the whole training set."""
-    test: Summary
+    history: list[dict[str, Any]]  # one record per epoch, as in metrics.jsonl
+    train: Totals
+    test: Totals
     workdir: Path
 
 
-def train_and_evaluate(
-    config: Config, workdir: str | Path | None = None, signals: Signals | None = None
-) -> Result:
-    """Trains as `config` says, or goes on with it, and leaves everything in a folder.
+def train_and_evaluate(config: Config, workdir: str | Path | None = None) -> Result:
+    """Trains as `config` says, or resumes the run in `workdir` to the same bits.
 
-    A first SIGINT or SIGTERM, in the main thread, ends it once the chunk in flight is saved.
-
-    Args:
-        config: the run.
-        workdir: the folder (see RunLog for what it gets). What is there is continued, to the same
-            bits as if it had never stopped. None: a new runs/DATE-TIME.
-        signals: for a program: they stay deferred after the run, until it exits, so that a
-            repeated SIGTERM cannot change its exit code.
-
-    Raises:
-        ConfigError, RunError: as their messages say.
-        Interrupted: by a signal.
+    By default, `workdir` is a new directory runs/DATE-TIME. SIGINT or SIGTERM stops the run at the
+    end of a chunk of steps; once everything is saved, the function raises Interrupted.
     """
-    own_signals = contextlib.nullcontext(signals) if signals else Signals()
-    with own_signals as signals, RunLog(workdir, config) as log:
-        dataset = load_dataset(log.with_recorded_dataset())
-        origin = deciding_fields(config) | describe_dataset(dataset)
-        task, state = set_up(config, dataset, make_mesh())
-        dataset = dataset._replace(examples=task.examples)  # frees the host's copy
-        folder = log.take_folder()
-        signals.defer()
-        check_same(
-            vars(config)
-            | {name: origin[name] for name in ("dataset", "crc32_of_examples")}
-            | {"checkpoints": checkpoint_steps(folder), "data_dir": None, "manual_dir": None}
-        )
-        with Checkpoints(folder / "checkpoints", config.keep, origin) as checkpoints:
-            progress = checkpoints.restore(Progress(state, new_metrics(task), []))
-            log.start(dataset, task.model, progress.state, progress.history)
-            checkpoints.tidy()
-            try:
-                state = train(task, progress, checkpoints, log, signals)
-                train_summary, test_summary = (
-                    evaluate_split(task, state, split) for split in ("train", "test")
-                )
-            except FloatingPointError as error:
-                raise RunError(
-                    f"{error}. Try a lower learning_rate, or warmup_steps. "
-                    f"The last good checkpoint: {checkpoints.newest()}"
-                ) from error
-            checkpoints.wait()  # nothing is announced that is not on the disk
-            log.finish(train_summary, test_summary)
-    return Result(dataset.name, state, log.history, train_summary, test_summary, folder)
+    check_tensorboard(config.tensorboard)
+    dataset = pipeline.load_dataset(config, workdir)
+    fingerprint = pipeline.fingerprint(config, dataset)
+    setup = set_up(config, dataset, devices.make_mesh())
+    del dataset  # frees the memory of the host
+    state = init_train_state(setup)
+    devices.check_same(vars(config) | {"data_dir": None, "manual_dir": None})
+    with (
+        Workdir(workdir, fingerprint) as folder,  # refuses a different run
+        Signals() as signals,
+        Checkpoints(folder, config.keep) as checkpoints,
+    ):
+        state, record = checkpoints.restore(state) or (state, {"running_train": {}, "history": []})
+        running, history = Totals(**record["running_train"]), record["history"]
+        announce(setup, state, folder)
+        with MetricWriter(folder.path, history, config.num_epochs, config.tensorboard) as writer:
+            state = train(setup, state, running, writer, checkpoints, signals)
+        train_totals = evaluate_split(setup, state, "train")
+        test_totals = evaluate_split(setup, state, "test")
+        checkpoints.wait()  # the result is announced once the parameters are saved
+        finish(folder, train_totals, test_totals)
+    return Result(setup.dataset.name, state, history, train_totals, test_totals, folder.path)
+
+
+def set_up(config: Config, dataset: pipeline.Dataset, mesh: Mesh) -> Setup:
+    """Builds the model and the optimizer, and puts the examples on the devices."""
+    batch_size, num_steps = pipeline.plan_batches(config, len(dataset.splits["train"]))
+    dataset = dataset._replace(examples=devices.replicate(dataset.examples, mesh))
+    tx = make_optimizer(config, config.num_epochs * num_steps)
+    return Setup(config, dataset, mesh, batch_size, num_steps, make_model(config), tx)
+
+
+def init_train_state(setup: Setup) -> TrainState:
+    """The initial state, on every device; UsageError if they cannot split a batch equally."""
+    batch_size, size = setup.batch_size, setup.mesh.size
+    if batch_size % size:
+        raise UsageError(f"batch_size is {batch_size}; {size} devices need a multiple of {size}")
+    init_key, _ = split_seed(setup.config.seed)
+    state = init_state(init_key, pipeline.NUM_PIXELS, model=setup.model, tx=setup.tx)
+    return devices.replicate(state, setup.mesh)
+
+
+def announce(setup: Setup, state: TrainState, folder: Workdir) -> None:
+    """Prints and records what runs, on what, and from where."""
+    config, dataset, step = setup.config, setup.dataset, int(state.step)
+    last_step = config.num_epochs * setup.num_steps
+    if step > last_step:
+        epoch = (step - 1) // setup.num_steps + 1
+        raise UsageError(f"{folder.path} is already in epoch {epoch}; raise --num-epochs")
+    versions = devices.package_versions("mnist_jax", "jax")
+    sizes = {split: len(rows) for split, rows in dataset.splits.items()}
+    hardware = devices.describe_devices()
+    counts = ", ".join(f"{size:,} {split}" for split, size in sizes.items())
+    console.print(
+        f"mnist_jax {versions['mnist_jax']}, jax {versions['jax']}, {hardware}\n"
+        f"{dataset.name}: {counts} images\n"
+        f"{type(setup.model).__name__}: {count_parameters(state.params):,} parameters; "
+        f"{config.optimizer}, batches of {config.batch_size}, seed {config.seed}"
+    )
+    if step == last_step:
+        console.print(f"{folder.path} is finished; raise --num-epochs to continue it")
+    elif step:
+        console.print(f"Resuming {folder.path} after step {step:,}")
+        (folder.path / "result.json").unlink(missing_ok=True)  # of fewer epochs
+    elif "status" in folder.record:
+        console.print(f"{folder.path} has no checkpoint yet; starting from the beginning")
+    folder.write_json(CONFIG_FILE, dataclasses.asdict(config))
+    folder.update(status="running", dataset=dataset.name, **sizes, **versions, devices=hardware)
 
 
 def train(
-    task: Task, progress: Progress, checkpoints: Checkpoints, log: RunLog, signals: Signals
+    setup: Setup,
+    state: TrainState,
+    running: Totals,
+    writer: MetricWriter,
+    checkpoints: Checkpoints,
+    signals: Signals,
 ) -> TrainState:
-    """Trains from `progress` to the last epoch; saves, shows and stops in between.
+    """Trains from `state` to the last epoch. Writes metrics, saves, and stops on a signal.
 
-    Raises:
-        RunError: a checkpoint cannot be saved.
-        FloatingPointError: the loss is not finite.
-        Interrupted: all is saved.
+    `running` holds the totals of the epoch in progress; each batch is counted before its step.
     """
-    config, num_steps = task.config, task.num_steps
-    # With a validation split, the test set is looked at once: after the last epoch.
-    shown = "validation" if "validation" in task.splits else "test"
-    state, metrics, _ = progress
-    saved = int(state.step)
-    for epoch in range(saved // num_steps + 1, config.num_epochs + 1):
+    config = setup.config
+
+    def save(is_stopping: bool) -> None:
+        record = {"running_train": dataclasses.asdict(running), "history": writer.history}
+        checkpoints.save(int(state.step), state, record)
+        if is_stopping:
+            checkpoints.wait()
+            raise Interrupted(checkpoints.workdir.path)
+
+    # With a validation split, the test set is used only once, after the last epoch.
+    shown = "validation" if "validation" in setup.dataset.splits else "test"
+    for epoch in range(len(writer.history) + 1, config.num_epochs + 1):
         started = time.perf_counter()
-        chunks = train_epoch(task, state, metrics, epoch)
-        with log.bar(epoch, num_steps) as update:
-            for state, metrics, step in chunks:
-                update(step, summarize(metrics))
-                log.check_folder()
-                due = 0 < config.checkpoint_every_steps <= int(state.step) - saved
-                if step < num_steps and (due or any_process(signals.received)):
-                    checkpoints.save(Progress(state, metrics, log.history))
-                    saved = int(state.step)
-                    stop_if(signals, checkpoints, log)
-        summaries = {"running_train": summarize(metrics), shown: evaluate_split(task, state, shown)}
-        metrics = new_metrics(task)
+        with writer.progress_bar(epoch, setup.num_steps) as update:
+            chunks = train_epoch(setup, state, epoch)
+            for state, metrics in chunks:
+                step, running = int(state.step), running.add(*metrics)
+                update(step - (epoch - 1) * setup.num_steps, running.as_record("running_train"))
+                is_due = 0 < config.checkpoint_every_steps <= step - checkpoints.last_step
+                is_stopping = devices.any_process(signals.received)
+                if step < epoch * setup.num_steps and (is_due or is_stopping):
+                    save(is_stopping)
+        shown_totals = evaluate_split(setup, state, shown)
         checkpoints.wait()
-        log.finish_epoch(epoch, int(state.step), summaries, time.perf_counter() - started)
-        checkpoints.save(Progress(state, metrics, log.history))
-        saved = int(state.step)
-        if epoch < config.num_epochs:
-            stop_if(signals, checkpoints, log)
+        record = {"epoch": epoch, "step": int(state.step), **running.as_record("running_train")}
+        seconds = time.perf_counter() - started
+        writer.write(record | shown_totals.as_record(shown) | {"seconds": seconds})
+        running = Totals()
+        save(is_stopping=epoch < config.num_epochs and devices.any_process(signals.received))
     return state
 
 
 def train_epoch(
-    task: Task, state: TrainState, metrics: Metrics, epoch: int
-) -> Iterator[tuple[TrainState, Metrics, int]]:
-    """Trains what is left of an epoch; yields state, metrics and step of the epoch after a chunk.
-
-    Between two chunks is the place for all that happens outside the device.
-
-    Raises:
-        FloatingPointError: the loss is not finite; names the step.
-    """
-    order = epoch_order(task.order_key, epoch, len(task.splits["train"]), task.batch_size)
-    order = split_batches(order, task.mesh)
-    before = (epoch - 1) * task.num_steps
-    for start in range(int(state.step) - before, task.num_steps, task.config.steps_per_chunk):
-        stop = min(start + task.config.steps_per_chunk, task.num_steps)
+    setup: Setup, state: TrainState, epoch: int
+) -> Iterator[tuple[TrainState, Metrics]]:
+    """Trains the rest of an epoch; yields the state and the metrics of each chunk of steps."""
+    num_train, before = len(setup.dataset.splits["train"]), (epoch - 1) * setup.num_steps
+    _, order_key = split_seed(setup.config.seed)
+    order = pipeline.epoch_order(order_key, epoch, num_train, setup.batch_size)
+    start, size = int(state.step) - before, setup.config.steps_per_chunk
+    while start < setup.num_steps:
+        end = (start // size + 1) * size
+        rows = devices.split_batches(order[start:end], setup.mesh)
         state, metrics = train_steps(
-            state, metrics, task.examples, order, start, stop, model=task.model, tx=task.tx
+            state, setup.dataset.examples, rows, model=setup.model, tx=setup.tx
         )
-        finite = np.isfinite(np.asarray(metrics.loss_sum))
-        if not finite.all():
-            raise FloatingPointError(
-                f"the loss is not finite at step {before + int(np.argmin(finite)) + 1}"
-            )
-        yield state, metrics, stop
+        is_finite = np.isfinite(np.asarray(metrics.loss_sum))
+        if not is_finite.all():
+            step = before + start + int(np.argmin(is_finite)) + 1
+            raise RunError(f"the loss is not finite at step {step}. {REMEDY}")
+        yield state, metrics
+        start = end
 
 
-def stop_if(signals: Signals, checkpoints: Checkpoints, log: RunLog) -> None:
-    """Raises Interrupted if a signal came, once what was done till then is saved."""
-    if any_process(signals.received):
-        checkpoints.wait()
-        log.check_folder()
-        folder = shlex.quote(str(log.workdir))
-        raise Interrupted(f"interrupted; to go on, name the folder: --workdir {folder}")
+def evaluate_split(setup: Setup, state: TrainState, split: str) -> Totals:
+    """The loss and accuracy of `state` on a split. Every example counts once."""
+    rows = pipeline.batch_rows(setup.dataset.splits[split], setup.batch_size)
+    rows = devices.split_batches(rows, setup.mesh)
+    metrics = evaluate(state.params, setup.dataset.examples, rows, model=setup.model)
+    totals = Totals().add(*metrics)
+    if not np.isfinite(totals.loss):
+        raise RunError(f"the loss is not finite after step {int(state.step)}. {REMEDY}")
+    return totals
 
 
-def run(config: Config, launch: Launch, signals: Signals | None = None) -> int:
-    """The program: `train_and_evaluate` with errors as messages. Returns the exit code."""
+def finish(folder: Workdir, train: Totals, test: Totals) -> None:
+    """Records and prints the result."""
+    folder.write_json("result.json", train.as_record("train") | test.as_record("test"))
+    gap = 100 * (train.accuracy - test.accuracy)
+    console.print(
+        f"Test accuracy: {test}\n"
+        f"Accuracy of the final parameters on the training set: {train}\n"
+        f"Gap: {gap:.2f} points{' of overfitting' if gap > 0 else ''}\n"
+        f"Run directory: {folder.path}"
+    )
 
-    def train_all() -> None:
-        train_and_evaluate(config, launch.workdir, signals)
 
-    return run_program(train_all, launch)
+@dataclasses.dataclass(frozen=True)
+class Options(LaunchOptions, RunOptions):
+    """Train the network, evaluate it and save it."""
+
+    workdir: Folder = None
+    """The run directory, to create or to resume. Without it: a new runs/DATE-TIME."""
+
+
+def main(options: Options) -> None:
+    """Trains as the command line says."""
+    start_processes(options)
+    train_and_evaluate(options.config, options.workdir)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    exit_at_once(run(CONFIG, LAUNCH, Signals()))  # pyright: ignore[reportPossiblyUnboundVariable]
+    run_command(Options, main, "python -m mnist_jax.train")

@@ -1,7 +1,7 @@
 """The network, its loss, its gradients and the update rules in plain NumPy float64.
 
-Written from the formulas and importing nothing of the package, so that the two can disagree.
-Parameters are {"Dense_0": {"kernel": [in, out], "bias": [out]}, ...}, in order of the layers.
+Written from the formulas. It imports nothing of the package, so that the two can disagree.
+Parameters are {"Dense_0": {"kernel": [in, out], "bias": [out]}, ...}, in the order of the layers.
 """
 
 from typing import Any
@@ -14,10 +14,10 @@ Tree = dict[str, dict[str, np.ndarray]]
 def forward(params: Tree, images: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
     """The logits, and the input of each layer."""
     inputs = [images.astype(np.float64)]
-    layers = list(params.values())
-    for layer in layers[:-1]:
+    *hidden, last = params.values()
+    for layer in hidden:
         inputs.append(np.maximum(inputs[-1] @ layer["kernel"] + layer["bias"], 0))
-    return inputs[-1] @ layers[-1]["kernel"] + layers[-1]["bias"], inputs
+    return inputs[-1] @ last["kernel"] + last["bias"], inputs
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -47,27 +47,28 @@ def gradients(params: Tree, images: np.ndarray, labels: np.ndarray) -> Tree:
     return {name: grads[name] for name in params}
 
 
+# The update rules: parameter `p`, gradient `g` and memory `s` (arrays) -> the new parameter.
+
+
 def rmsprop(
-    p: np.ndarray, g: np.ndarray, s: dict[str, Any], lr: float, decay: float = 0.9,
-    eps: float = 1e-7, inside: bool = False, momentum: float = 0.0,
-) -> np.ndarray:  # fmt: skip
+    p: Any, g: Any, s: dict[str, Any], lr: float, decay: float = 0.9, eps: float = 1e-7,
+    eps_in_sqrt: bool = False, momentum: float = 0.0,
+) -> Any:  # fmt: skip
     s["v"] = decay * s.get("v", 0.0) + (1 - decay) * g**2
-    step = g / np.sqrt(s["v"] + eps) if inside else g / (np.sqrt(s["v"]) + eps)
-    s["m"] = momentum * s.get("m", 0.0) + lr * step
+    root = np.sqrt(s["v"] + eps) if eps_in_sqrt else np.sqrt(s["v"]) + eps
+    s["m"] = momentum * s.get("m", 0.0) + lr * g / root
     return p - s["m"]
 
 
-def sgd(
-    p: np.ndarray, g: np.ndarray, s: dict[str, Any], lr: float, momentum: float = 0.0
-) -> np.ndarray:
+def sgd(p: Any, g: Any, s: dict[str, Any], lr: float, momentum: float = 0.0) -> Any:
     s["m"] = momentum * s.get("m", 0.0) + g
     return p - lr * s["m"]
 
 
 def adam(
-    p: np.ndarray, g: np.ndarray, s: dict[str, Any], lr: float, b1: float = 0.9,
-    b2: float = 0.999, eps: float = 1e-7, weight_decay: float = 0.0,
-) -> np.ndarray:  # fmt: skip
+    p: Any, g: Any, s: dict[str, Any], lr: float, b1: float = 0.9, b2: float = 0.999,
+    eps: float = 1e-7, weight_decay: float = 0.0,
+) -> Any:  # fmt: skip
     """Kingma & Ba (2015), algorithm 1; with weight_decay, AdamW (Loshchilov & Hutter, 2019)."""
     s["t"] = s.get("t", 0) + 1
     s["m"] = b1 * s.get("m", 0.0) + (1 - b1) * g
@@ -80,8 +81,9 @@ def train(params: Tree, images: np.ndarray, labels: np.ndarray, order: np.ndarra
     """The mean loss of each batch before its update by rmsprop, with the lesson's settings."""
     memory = {name: {leaf: {} for leaf in layer} for name, layer in params.items()}
     params = {name: {k: v.astype(np.float64) for k, v in p.items()} for name, p in params.items()}
-    images, labels, losses = np.asarray(images), np.asarray(labels), []
-    for rows in (padded[padded >= 0] for padded in order):
+    losses = []
+    for padded in order:
+        rows = padded[padded >= 0]
         losses.append(loss(params, images[rows], labels[rows]))
         for name, layer in gradients(params, images[rows], labels[rows]).items():
             for leaf, grad in layer.items():

@@ -1,146 +1,125 @@
-"""Saving and restoring: every bit, or a message."""
+"""A checkpoint restores every bit that was saved, or a message says why not."""
 
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
-from mnist_jax.checkpoint import Checkpoints, Progress
-from mnist_jax.config import Config
-from mnist_jax.errors import RunError
-from mnist_jax.model import MLP
-from mnist_jax.optimizer import make_optimizer
-from mnist_jax.steps import Examples, empty_metrics, init_state, train_steps
+from mnist_jax.runtime.checkpoint import Checkpoints
+from mnist_jax.runtime.errors import RunError
+from mnist_jax.runtime.workdir import Workdir
+from tests.helpers import flip_byte, small_disk, snapshot
 
-pytestmark = pytest.mark.usefixtures("standard_dtypes")  # Adam
-CONFIG = Config(optimizer="adam", schedule="cosine")
-ORIGIN = {"seed": 0, "hidden_sizes": (4,)}
-STATIC: dict[str, Any] = {"model": MLP((4,)), "tx": make_optimizer(CONFIG, 10)}
-EXAMPLES = Examples(jnp.ones((6, 3)) * jnp.arange(6.0)[:, None], jnp.arange(6))
-ORDER = np.arange(6, dtype=np.int32).reshape(3, 2)
+FINGERPRINT = {"seed": 0, "sizes": [4]}
+RECORD = {"history": [{"epoch": 1, "loss": 0.1 + 0.2}]}
 
 
-def start(seed: int = 0, hidden: int = 4) -> Progress:
-    static = {**STATIC, "model": MLP((hidden,))}
-    return Progress(init_state(jax.random.key(seed), 3, **static), empty_metrics(3), [])
-
-
-def advance(progress: Progress, steps: int) -> Progress:
-    state, metrics = jax.tree.map(jnp.copy, progress[:2])
-    first = int(state.step)
-    done = train_steps(state, metrics, EXAMPLES, ORDER, first, first + steps, **STATIC)
-    return Progress(*done, [*progress.history, {"epoch": first, "loss": 0.1 + 0.2}])
-
-
-def reopen(directory: Path, **changes: Any) -> Checkpoints:
-    return Checkpoints(directory, **{"keep": 3, "origin": ORIGIN, **changes})
+def make_tree(step: int) -> dict[str, Any]:
+    """Arrays of two dtypes that differ from step to step."""
+    kernel = jax.random.normal(jax.random.key(step), (300, 4))
+    return {"step": jnp.int32(step), "params": {"kernel": kernel, "bias": jnp.ones(4)}}
 
 
 @pytest.fixture
-def saved(tmp_path: Path) -> tuple[Path, list[Progress]]:
-    """A directory with the checkpoints of steps 1 and 2, and what they hold."""
-    first = advance(start(), 1)
-    second = advance(first, 1)
-    checkpoints = reopen(tmp_path / "checkpoints")
-    for progress in (first, second):
-        checkpoints.save(progress)
-    checkpoints.close()
-    return tmp_path / "checkpoints", [first, second]
+def workdir(tmp_path: Path) -> Iterator[Workdir]:
+    """An empty run directory."""
+    with Workdir(tmp_path / "run", FINGERPRINT) as workdir:
+        yield workdir
 
 
-def test_what_is_restored_is_what_was_saved_and_goes_on_alike(
-    saved: tuple[Path, list[Progress]],
-) -> None:
-    directory, (_, newest) = saved
-    restored = reopen(directory).restore(start(seed=1))
-    chex.assert_trees_all_equal(restored, newest)
-    chex.assert_trees_all_equal_structs(restored, newest)
-    chex.assert_trees_all_equal_dtypes(restored[:2], newest[:2])
-    chex.assert_trees_all_equal(advance(restored, 1)[:2], advance(newest, 1)[:2])
+@pytest.fixture
+def directory(workdir: Workdir) -> Path:
+    """The checkpoints of steps 1 and 2 of `workdir`."""
+    save(workdir, 1, 2)
+    return workdir.path / "checkpoints"
 
 
-def test_nothing_saved_gives_the_template(tmp_path: Path) -> None:
-    template = start()
-    assert reopen(tmp_path / "checkpoints").restore(template) is template
+def save(workdir: Workdir, *steps: int, keep: int = 3) -> None:
+    with Checkpoints(workdir, keep) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, make_tree(step), RECORD)
 
 
-def test_training_on_while_a_save_is_under_way_does_not_change_it(tmp_path: Path) -> None:
-    checkpoints = reopen(tmp_path / "checkpoints")
-    progress = advance(start(), 1)
-    expected = jax.tree.map(np.array, progress[:2])
-    checkpoints.save(progress)
-    train_steps(*progress[:2], EXAMPLES, ORDER, 1, 3, **STATIC)  # reuses its memory
-    checkpoints.close()
-    chex.assert_trees_all_equal(reopen(tmp_path / "checkpoints").restore(start())[:2], expected)
+def restore_step(workdir: Workdir) -> int:
+    """Restores the newest intact checkpoint, compares it with what was saved; returns its step."""
+    with Checkpoints(workdir) as checkpoints:
+        restored = checkpoints.restore(make_tree(0))
+    assert restored
+    step = int(restored.tree["step"])
+    chex.assert_trees_all_equal(restored.tree, make_tree(step), strict=True)  # also the dtypes
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(restored.tree))
+    assert (restored.record, checkpoints.last_step) == (RECORD, step)
+    return step
 
 
-def test_the_newest_are_kept(tmp_path: Path) -> None:
-    checkpoints, progress = reopen(tmp_path / "checkpoints", keep=2), start()
-    for _ in range(3):
-        progress = advance(progress, 1)
-        checkpoints.save(progress)
-    assert checkpoints.newest() == tmp_path / "checkpoints" / "3"
-    checkpoints.close()
-    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["2", "3"]
+def test_a_restored_checkpoint_equals_what_was_saved(workdir: Workdir, directory: Path) -> None:
+    """On the devices of the template, or on the host if the template has none."""
+    assert restore_step(workdir) == 2
+    with Checkpoints(Workdir.open_read_only(workdir.path)) as checkpoints:
+        restored = checkpoints.restore(jax.eval_shape(make_tree, 0))
+    assert restored
+    assert isinstance(restored.tree["params"]["kernel"], np.ndarray)
+    chex.assert_trees_all_equal(restored.tree, make_tree(2), strict=False)
 
 
-def test_any_flipped_byte_is_noticed_or_changes_nothing(
-    saved: tuple[Path, list[Progress]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_new_run_has_no_checkpoint(workdir: Workdir) -> None:
+    with Checkpoints(workdir) as checkpoints:
+        assert checkpoints.restore(make_tree(0)) is None
+
+
+def test_training_may_reuse_the_memory_of_a_state_that_is_being_saved(workdir: Workdir) -> None:
+    tree = make_tree(1)
+    overwrite = jax.jit(lambda tree: jax.tree.map(lambda x: 0 * x, tree), donate_argnums=0)
+    with Checkpoints(workdir) as checkpoints:
+        checkpoints.save(1, tree, RECORD)
+        overwrite(tree)
+    assert tree["params"]["kernel"].is_deleted()
+    assert restore_step(workdir) == 1
+
+
+def test_only_the_newest_checkpoints_are_kept(workdir: Workdir) -> None:
+    save(workdir, 1, 2, 3, keep=2)
+    assert sorted(os.listdir(workdir.path / "checkpoints")) == ["2", "3"]
+
+
+def test_a_flipped_byte_is_noticed_or_changes_nothing(
+    workdir: Workdir, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In every file of the newest checkpoint, a byte at its start, middle and end."""
-    directory, (older, newest) = saved
     files = [path for path in (directory / "2").rglob("*") if path.is_file()]
-    outcomes = []
-    for number, file in enumerate(files):
+    steps = []
+    for file in files:
         size = file.stat().st_size
-        for position in sorted({0, size // 2, size - 1}) if size else []:
-            copy = tmp_path / f"{number}.{position}"
-            shutil.copytree(directory, copy)
-            damaged = copy / file.relative_to(directory)
-            data = bytearray(damaged.read_bytes())
-            data[position] ^= 0xFF
-            damaged.write_bytes(data)
+        for position in {0, size // 2, size - 1} if size else ():
+            flip_byte(file, position)
             caplog.clear()
-            checkpoints = reopen(copy)
-            restored = checkpoints.restore(start(seed=1))
-            checkpoints.close()
-            outcomes.append(int(restored.state.step))
-            expected = newest if outcomes[-1] == 2 else older
-            chex.assert_trees_all_equal(restored, expected)
-            warned = [r for r in caplog.records if "is damaged" in r.getMessage()]
-            assert len(warned) == (outcomes[-1] == 1), file
-            shutil.rmtree(copy)
-    assert 0 < outcomes.count(1) < len(outcomes)
+            steps.append(restore_step(workdir))
+            assert ("is damaged" in caplog.text) == (steps[-1] == 1), (file, position)
+            flip_byte(file, position)  # restores it
+    assert set(steps) == {1, 2}
+    assert restore_step(workdir) == 2
 
 
-@pytest.mark.parametrize("cut", ["half", "empty", "gone"])
-def test_a_checkpoint_cut_off_is_named_and_the_one_before_is_used(
-    cut: str, saved: tuple[Path, list[Progress]], caplog: pytest.LogCaptureFixture
-) -> None:
-    directory, (older, newest) = saved
-    largest = max((directory / "2").rglob("*"), key=lambda path: path.stat().st_size)
-    if cut == "gone":
-        largest.unlink()
-    else:
-        os.truncate(largest, largest.stat().st_size // 2 if cut == "half" else 0)
-    checkpoints = reopen(directory)
-    chex.assert_trees_all_equal(checkpoints.restore(start(seed=1)), older)
-    (record,) = [r for r in caplog.records if "is damaged" in r.getMessage()]
-    assert str(directory / "2") in record.getMessage()
-    checkpoints.tidy()
-    checkpoints.save(newest)  # the step of the damaged one is free again
-    checkpoints.close()
-    chex.assert_trees_all_equal(reopen(directory).restore(start(seed=1)), newest)
+def find_largest_file(folder: Path) -> Path:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def cut_the_largest_file(directory: Path) -> None:
+    largest = find_largest_file(directory / "2")
+    os.truncate(largest, largest.stat().st_size // 2)
+
+
+def remove_the_largest_file(directory: Path) -> None:
+    find_largest_file(directory / "2").unlink()
 
 
 def put_older_arrays(directory: Path) -> None:
@@ -148,9 +127,11 @@ def put_older_arrays(directory: Path) -> None:
     shutil.copytree(directory / "1" / "arrays", directory / "2" / "arrays")
 
 
-def change_history(directory: Path) -> None:
+def change_record(directory: Path) -> None:
     path = directory / "2" / "record" / "metadata"
-    path.write_text(path.read_text().replace("0.3000", "0.2000"))
+    text = path.read_text()
+    assert "0.3000" in text
+    path.write_text(text.replace("0.3000", "0.2000"))
 
 
 def rename_older(directory: Path) -> None:
@@ -158,115 +139,142 @@ def rename_older(directory: Path) -> None:
     shutil.copytree(directory / "1", directory / "7")
 
 
-def add_strange_folder(directory: Path) -> None:
+def add_empty_directory(directory: Path) -> None:
     shutil.rmtree(directory / "2")
     (directory / "9").mkdir()
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("damage", "message"),
     [
-        (put_older_arrays, "arrays do not match"),
-        (change_history, "record does not match"),
-        (rename_older, "it is that of step 1"),
-        (add_strange_folder, "9"),
+        (cut_the_largest_file, "/2 is damaged"),
+        (remove_the_largest_file, "/2 is damaged"),
+        (put_older_arrays, "/2 is damaged and is not used: its arrays do not match"),
+        (change_record, "/2 is damaged and is not used: its record does not match"),
+        (rename_older, "/7 is damaged and is not used: it is that of step 1"),
+        (add_empty_directory, "/9 is damaged"),
     ],
 )
-def test_what_orbax_restores_without_a_word_is_noticed(
-    change: Callable[[Path], None],
-    reason: str,
-    saved: tuple[Path, list[Progress]],
+def test_a_damaged_checkpoint_is_named_and_replaced(
+    damage: Callable[[Path], None],
+    message: str,
+    workdir: Workdir,
+    directory: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    directory, (older, newest) = saved
-    change(directory)
-    checkpoints = reopen(directory)
-    chex.assert_trees_all_equal(checkpoints.restore(start(seed=1)), older)
-    assert reason in caplog.text
-    checkpoints.tidy()
-    checkpoints.save(newest)
-    assert checkpoints.newest() == directory / "2"
-    checkpoints.close()
-    assert not list(directory.glob("*.orbax*"))
-    assert sorted(os.listdir(directory))[:2] == ["1", "2"]
-
-
-def test_a_damaged_or_refused_checkpoint_costs_no_intact_one(
-    saved: tuple[Path, list[Progress]],
-) -> None:
-    directory, (older, _) = saved
-    with pytest.raises(RunError):
-        reopen(directory, keep=1, origin={}).restore(start())
+    """The one before it is restored, and the run can save its step again."""
+    damage(directory)
+    before = snapshot(directory)
+    with Checkpoints(workdir) as checkpoints:
+        restored = checkpoints.restore(make_tree(0))
+        assert restored
+        chex.assert_trees_all_equal(restored.tree, make_tree(1))
+        assert f"{directory}{message}" in caplog.text
+        assert snapshot(directory) == before  # a restore changes nothing
+        checkpoints.save(2, make_tree(2), RECORD)
+    assert restore_step(workdir) == 2
     assert sorted(os.listdir(directory)) == ["1", "2"]
-    change_history(directory)
-    checkpoints = reopen(directory, keep=1)
-    chex.assert_trees_all_equal(checkpoints.restore(start(seed=1)), older)
-    assert sorted(os.listdir(directory)) == ["1", "2"]
-    checkpoints.tidy()
-    assert sorted(os.listdir(directory)) == ["1", "2.damaged"]
 
 
-def test_without_an_intact_checkpoint_nothing_begins_anew(
-    saved: tuple[Path, list[Progress]],
+def test_an_intact_checkpoint_is_kept_until_a_newer_one_is_saved(
+    workdir: Workdir, directory: Path
 ) -> None:
-    directory, _ = saved
+    change_record(directory)
+    with Checkpoints(workdir, keep=1) as checkpoints:
+        assert checkpoints.restore(make_tree(0))
+        assert sorted(os.listdir(directory)) == ["1", "2"]
+        checkpoints.save(2, make_tree(2), RECORD)
+    assert sorted(os.listdir(directory)) == ["2"]
+
+
+def test_checkpoints_that_are_all_damaged_or_missing_are_refused(
+    workdir: Workdir, directory: Path
+) -> None:
     for path in directory.glob("*/record/metadata"):
         path.write_text("{}")
-    with pytest.raises(RunError, match=f"no checkpoint in {directory} is intact"):
-        reopen(directory).restore(start())
+    with Checkpoints(workdir) as checkpoints, pytest.raises(RunError, match="are damaged; start"):
+        checkpoints.restore(make_tree(0))
     assert sorted(os.listdir(directory)) == ["1", "2"]
+    shutil.rmtree(directory)
+    with Checkpoints(workdir) as checkpoints, pytest.raises(RunError, match="are missing; start"):
+        checkpoints.restore(make_tree(0))
 
 
-def test_another_model_is_named_leaf_by_leaf(saved: tuple[Path, list[Progress]]) -> None:
-    directory, _ = saved
-    with pytest.raises(RunError, match="is of another run") as caught:
-        reopen(directory).restore(start(hidden=5))
-    named = "params['Dense_0']['kernel'] is 'float32[3, 4]' there and 'float32[3, 5]' here"
-    assert named in str(caught.value)
-    assert "['Dense_1']['bias']" not in str(caught.value)  # the same in both
+def test_another_model_is_named_leaf_by_leaf(workdir: Workdir, directory: Path) -> None:
+    with Checkpoints(workdir) as checkpoints, pytest.raises(RunError) as caught:
+        checkpoints.restore(make_tree(0) | {"params": {"kernel": jnp.ones((300, 5))}})
+    message = str(caught.value)
+    assert f"{directory}/2 belongs to a different run: " in message
+    assert (
+        """['kernel'] is "float32[300, 4]" in the saved run and "float32[300, 5]" now""" in message
+    )
+    assert """['bias'] is "float32[4]" in the saved run and null now""" in message
+    assert "['step']" not in message  # the same in both
 
 
-def test_another_origin_is_named_field_by_field(saved: tuple[Path, list[Progress]]) -> None:
-    directory, _ = saved
-    with pytest.raises(RunError, match=r"seed is 0 there and 1 here$"):
-        reopen(directory, origin={**ORIGIN, "seed": 1}).restore(start())
+def test_a_checkpoint_of_another_run_is_refused(workdir: Workdir, directory: Path) -> None:
+    """Somebody has copied it, or has changed run.json."""
+    workdir.update(fingerprint={**FINGERPRINT, "seed": 1})
+    before = snapshot(directory)
+    with (
+        Checkpoints(workdir, keep=1) as checkpoints,
+        pytest.raises(
+            RunError, match=r"belongs to a different run: seed is 0 in the saved run and 1 now$"
+        ),
+    ):
+        checkpoints.restore(make_tree(0))
+    assert snapshot(directory) == before
 
 
-def test_what_cannot_be_saved_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(RunError, match=f"{tmp_path}/file/x cannot be opened: "):
-        reopen(tmp_path / "file" / "x")
-    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2**20))
-    with pytest.raises(RunError, match="the disk is full; 1 MiB are needed"):
-        reopen(tmp_path / "checkpoints").save(start())
-    assert not any((tmp_path / "checkpoints").iterdir())
+def test_a_directory_that_cannot_be_opened_is_named(workdir: Workdir) -> None:
+    (workdir.path / "checkpoints").touch()
+    with pytest.raises(RunError, match=f"{workdir.path}/checkpoints cannot be opened: "):
+        Checkpoints(workdir)
 
 
-def test_a_save_that_fails_in_the_background_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(_: object) -> None:
-        raise ValueError("No space left on device")
-
-    checkpoints = reopen(tmp_path / "checkpoints")
-    monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", fail)
-    for call in (checkpoints.wait, checkpoints.close, lambda: checkpoints.save(start())):
-        with pytest.raises(RunError, match=r"no checkpoint can be saved .*: No space left"):
-            call()
+def test_a_save_that_orbax_refuses_is_an_error(workdir: Workdir, directory: Path) -> None:
+    with (
+        Checkpoints(workdir) as checkpoints,
+        pytest.raises(
+            RunError,
+            match=f"no checkpoint can be saved in {directory}: Orbax refuses to save step 1",
+        ),
+    ):
+        checkpoints.save(1, make_tree(1), RECORD)
 
 
-def test_parameters_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
-    progress = start()
-    progress.state.params["Dense_0"]["bias"] = jnp.array([0.0, jnp.nan, 0.0, 0.0])
-    checkpoints = reopen(tmp_path / "checkpoints")
-    with pytest.raises(FloatingPointError, match="the state is not finite after step 0"):
-        checkpoints.save(progress)
-    assert checkpoints.newest() is None
+def test_a_state_that_is_not_finite_is_not_saved(workdir: Workdir) -> None:
+    tree = make_tree(1) | {"params": jnp.array([0.0, jnp.nan])}
+    with Checkpoints(workdir) as checkpoints:
+        with pytest.raises(RunError, match="the state is not finite after step 1"):
+            checkpoints.save(1, tree, RECORD)
+        assert checkpoints.restore(make_tree(0)) is None
 
 
-def test_nothing_is_pickled(saved: tuple[Path, list[Progress]]) -> None:
-    directory, (_, newest) = saved
-    record = json.loads((directory / "2" / "record" / "metadata").read_text())["record"]
-    assert record["history"] == newest.history
+def test_checkpoints_hold_json_and_no_pickle(workdir: Workdir, directory: Path) -> None:
+    saved = json.loads((directory / "2" / "record" / "metadata").read_text())["saved"]
+    assert (saved["format"], saved["step"], saved["record"]) == (2, 2, RECORD)
     for path in directory.rglob("*"):
         assert not path.is_file() or not path.read_bytes().startswith(b"\x80")
+
+
+@pytest.mark.parametrize("own_error", [None, ZeroDivisionError()])
+def test_a_save_that_fails_in_the_background_is_an_error(
+    own_error: Exception | None, tmp_path: Path
+) -> None:
+    """Unless the run has failed itself. The checkpoint before it is not lost."""
+    array = np.random.default_rng(0).random(350_000, np.float32)  # the disk has space for one
+    expected = pytest.raises(RunError, match=r"/checkpoints: No space left on device$")
+    if own_error:
+        expected = pytest.raises(type(own_error))
+    with small_disk(tmp_path / "disk", "2m") as disk:
+        with expected, Workdir(disk, FINGERPRINT) as workdir, Checkpoints(workdir) as checkpoints:
+            checkpoints.save(1, array, RECORD)
+            checkpoints.save(2, array, RECORD)
+            if own_error:
+                raise own_error
+        with Checkpoints(Workdir.open_read_only(disk)) as checkpoints:
+            restored = checkpoints.restore(array)
+    assert restored
+    np.testing.assert_array_equal(restored.tree, array)
+    assert checkpoints.last_step == 1

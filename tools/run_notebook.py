@@ -1,9 +1,9 @@
-"""Runs notebooks/mnist_jax.ipynb, keeps what it prints and draws, and the README's picture.
+"""Runs notebooks/mnist_jax.ipynb and saves its outputs. Also writes the README's figure.
 
     python tools/run_notebook.py
 
-MNIST comes from where the notebook has it from: the cache in ~/tensorflow_datasets, or the
-directory in MNIST_JAX_MANUAL_DIR, or a download.
+The notebook finds MNIST in the cache in ~/tensorflow_datasets or in the directory
+MNIST_JAX_MANUAL_DIR. Otherwise it downloads MNIST.
 """
 
 import base64
@@ -16,30 +16,36 @@ from nbformat import NotebookNode
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 NOTEBOOK = NOTEBOOKS / "mnist_jax.ipynb"
-PICTURE = NOTEBOOKS / "network.png"
+FIGURE = NOTEBOOKS / "network.png"
 
 
-def run(notebook: NotebookNode, **kernel: Any) -> None:
-    """Fills in the outputs, without what would differ from one run to the next for no reason.
-
-    Args:
-        kernel: `env` and what else jupyter_client starts a kernel with.
-    """
-    NotebookClient(notebook, timeout=600, coalesce_streams=True, record_timing=False).execute(
-        cwd=NOTEBOOKS, **kernel
-    )
-    notebook.metadata.language_info = {"name": "python"}
-
-
-def find_picture(notebook: NotebookNode) -> bytes:
-    """What the cell with the tag `readme` has drawn, as PNG."""
-    (cell,) = (c for c in notebook.cells if "readme" in c.metadata.get("tags", []))
-    (png,) = (output.data["image/png"] for output in cell.outputs)
-    return base64.b64decode(png)
-
-
-if __name__ == "__main__":
+def main() -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     run(notebook)
     nbformat.write(notebook, NOTEBOOK)
-    PICTURE.write_bytes(find_picture(notebook))
+    FIGURE.write_bytes(find_figure(notebook))
+
+
+def run(notebook: NotebookNode, **kernel_arguments: Any) -> None:
+    """Runs all cells and stores their outputs.
+
+    Metadata that changes with every run (times, Python's version) is left out.
+
+    Args:
+        kernel_arguments: how jupyter_client starts the kernel, for example `env`.
+    """
+    client = NotebookClient(notebook, timeout=600, coalesce_streams=True, record_timing=False)
+    client.execute(cwd=NOTEBOOKS, **kernel_arguments)
+    notebook.metadata.language_info = {"name": "python"}
+
+
+def find_figure(notebook: NotebookNode) -> bytes:
+    """Returns the PNG of the cell with the tag `readme`."""
+    cells = [cell for cell in notebook.cells if "readme" in cell.metadata.get("tags", [])]
+    (cell,) = cells
+    (output,) = cell.outputs
+    return base64.b64decode(output.data["image/png"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,108 +1,79 @@
-"""`python -m mnist_jax evaluate`: how well a trained network does, class by class."""
-
-from mnist_jax.commands.options import EvaluateOptions, parse_options
-
-if __name__ == "__main__":  # before jax is imported
-    OPTIONS = parse_options(EvaluateOptions, "evaluate")
+"""`python -m mnist_jax evaluate`: how well a trained network does on each class."""
 
 import dataclasses
 import importlib.util
-import json
-import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Column, Table
 
-from mnist_jax.config import Config
-from mnist_jax.evaluation import (
-    CLASS_COLUMNS,
-    answer_split,
-    class_rows,
-    confusion_rows,
-    describe,
-    to_json,
-)
-from mnist_jax.input_pipeline import load_dataset
-from mnist_jax.report import Picture, format_report
-from mnist_jax.runtime import console, exit_at_once, run_program
-from mnist_jax.trained import find_run, load_trained, read_config
-from mnist_jax.workdir import naming, write_whole
-
-FIGURES = "figures"  # in a run folder
+from mnist_jax.data.pipeline import load_dataset
+from mnist_jax.inference import report
+from mnist_jax.inference.evaluation import Evaluation, evaluate_run, predict_split
+from mnist_jax.inference.predictor import find_run, load_predictor, read_config
+from mnist_jax.runtime.cli import Folder
+from mnist_jax.runtime.program import console
+from mnist_jax.runtime.workdir import name_errors, write_json, write_whole
 
 
-def run(options: EvaluateOptions) -> int:
-    """Evaluates, with errors as messages. Returns the exit code."""
-    return run_program(lambda: evaluate(options))
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Test a trained network, and show how well it does on each class."""
+
+    workdir: Folder = None
+    """The run to evaluate. By default, the one under runs/ that finished last."""
+    data_dir: Folder = None
+    """Where the prepared data are. By default, where they were in training."""
+    manual_dir: Folder = None
+    """Where the four official files are. By default, where they were in training."""
 
 
-def evaluate(options: EvaluateOptions) -> None:
-    """Prints the tables; writes evaluation.json, figures/ and report.html into the run folder.
-
-    Raises:
-        ConfigError, RunError: there is no run, or its files or its data are not as they were; or
-            the folder cannot be written.
-    """
+def main(options: Options) -> None:
+    """Prints tables; writes evaluation.json, figures/ and report.html into the run directory."""
     workdir = find_run(options.workdir)
-    dataset = load_dataset(config_of_data(read_config(workdir), options))
-    trained = load_trained(workdir, dataset)
-    train, test = (answer_split(trained, dataset, split) for split in ("train", "test"))
-    evaluation = to_json(trained, train, test)
-    show(evaluation)
-    write_whole(workdir / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
-    pictures = []
+    config = dataclasses.replace(read_config(workdir), require_full_data=True)
+    if options.data_dir:
+        config = dataclasses.replace(config, data_dir=str(options.data_dir))
+    if options.manual_dir:
+        config = dataclasses.replace(config, manual_dir=str(options.manual_dir))
+    dataset = load_dataset(config)
+    predictor = load_predictor(workdir, dataset)
+    test = predict_split(predictor, dataset, "test")
+    evaluation = evaluate_run(predictor, predict_split(predictor, dataset, "train"), test)
+    _print_tables(evaluation)
+    write_json(workdir / "evaluation.json", evaluation.as_json())
+    pngs = {}
     if importlib.util.find_spec("matplotlib"):
-        from mnist_jax.pictures import draw_pictures
-
-        pictures = draw_pictures(trained, evaluation, test)
-        write_pictures(workdir / FIGURES, pictures)
+        pngs = _write_pngs(workdir / "figures", report.draw_figures(predictor, evaluation, test))
     else:
-        console.print('For the pictures: pip install -e ".[figures]", and evaluate again')
-    report = format_report(trained, evaluation, pictures, command_for(options, workdir))
-    write_whole(workdir / "report.html", report)
+        console.print('For figures: pip install -e ".[figures]", and evaluate again')
+    write_whole(workdir / "report.html", report.format_report(predictor, evaluation, pngs))
     console.print(f"Report: {workdir / 'report.html'}")
 
 
-def write_pictures(folder: Path, pictures: Sequence[Picture]) -> None:
-    """Writes them as PNG files into `folder`, which it makes."""
-    with naming(folder):
+def _write_pngs(folder: Path, figures: dict[str, Any]) -> dict[str, bytes]:
+    """Writes each figure to folder/NAME.png. Returns the contents of the files."""
+    from mnist_jax.inference.figures import figure_to_png  # needs matplotlib, which is optional
+
+    with name_errors(folder):
         folder.mkdir(exist_ok=True)
-    for picture in pictures:
-        write_whole(folder / f"{picture.name}.png", picture.png)
+    pngs = {}
+    for name, figure in figures.items():
+        pngs[name] = figure_to_png(figure)
+        write_whole(folder / f"{name}.png", pngs[name])
+    return pngs
 
 
-def command_for(options: EvaluateOptions, workdir: Path) -> str:
-    """The command line that evaluates this run again, whatever runs come after it."""
-    words = ["python", "-m", "mnist_jax", "evaluate"]
-    for name, value in vars(dataclasses.replace(options, workdir=workdir)).items():
-        words += [f"--{name.replace('_', '-')}", str(value)] if value else []
-    return shlex.join(words)
+def _print_tables(evaluation: Evaluation) -> None:
+    for name, text in report.summarize_results(evaluation).items():
+        console.print(f"{name}: {text}")
+    confusion = report.confusion_rows(evaluation)
+    _print_table(report.CLASS_COLUMNS, report.class_rows(evaluation))
+    _print_table(["is", *(f"as {row[0]}" for row in confusion)], confusion)
 
 
-def config_of_data(config: Config, options: EvaluateOptions) -> Config:
-    """`config`, with the places that the options name, and no other data than the run's."""
-    places = {"data_dir": options.data_dir, "manual_dir": options.manual_dir}
-    named = {name: str(place) for name, place in places.items() if place}
-    return dataclasses.replace(config, require_full_data=True, **named)
-
-
-def show(evaluation: dict[str, Any]) -> None:
-    """Prints loss and accuracy, the scores of each class, and the confusion matrix."""
-    console.print("\n".join(f"{name}: {text}" for name, text in describe(evaluation).items()))
-    console.print(make_table(CLASS_COLUMNS, class_rows(evaluation)))
-    matrix = confusion_rows(evaluation)
-    console.print(make_table(["is", *(f"as {row[0]}" for row in matrix)], matrix))
-
-
-def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table of numbers."""
+def _print_table(columns: list[str], rows: list[list[str]]) -> None:
     table = Table(*(Column(name, justify="right") for name in columns))
     for row in rows:
         table.add_row(*row)
-    return table
-
-
-if __name__ == "__main__":
-    exit_at_once(run(OPTIONS))  # pyright: ignore[reportPossiblyUnboundVariable]
+    console.print(table)

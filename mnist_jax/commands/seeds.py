@@ -1,193 +1,157 @@
-"""`python -m mnist_jax seeds`: the same training from many seeds at once, and how they spread."""
-
-from mnist_jax.command_line import parse_args
-from mnist_jax.commands.options import SeedsOptions
-
-if __name__ == "__main__":  # before jax is imported
-    CONFIG, OPTIONS = parse_args(options=SeedsOptions, command="seeds")
+"""`python -m mnist_jax seeds`: trains with many seeds at once, and compares the results."""
 
 import dataclasses
 import functools
-import json
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 from rich.table import Table
 from scipy.special import stdtrit
 
-from mnist_jax.config import Config
-from mnist_jax.errors import ConfigError, RunError
-from mnist_jax.input_pipeline import epoch_order, load_dataset
-from mnist_jax.metrics import Metrics, Summary, summarize
-from mnist_jax.run_log import VERSIONS
-from mnist_jax.runtime import check_platform, console, describe_devices, exit_at_once, run_program
-from mnist_jax.sharding import make_mesh, split_leading_axis
-from mnist_jax.steps import TrainState, empty_metrics, evaluate, init_state, train_steps
-from mnist_jax.task import Task, make_task, order_of_split, split_seed
-from mnist_jax.workdir import check_writable, write_whole
+from mnist_jax.config import Config, RunOptions
+from mnist_jax.data import pipeline
+from mnist_jax.runtime import devices
+from mnist_jax.runtime.cli import Platform, Range, check_fields
+from mnist_jax.runtime.errors import RunError, UsageError
+from mnist_jax.runtime.metric_writer import Totals
+from mnist_jax.runtime.program import console
+from mnist_jax.runtime.workdir import check_writable, write_json
+from mnist_jax.steps import TrainState, evaluate, init_state, split_seed, train_steps
+from mnist_jax.train import REMEDY, Setup, set_up
 
-NUM_SEEDS = 2**32  # that there are
-HAVE_NO_EFFECT = "steps_per_chunk", "checkpoint_every_steps", "keep", "tensorboard"
-
-
-class Outcome(NamedTuple):
-    """What a seed ends with: metrics of the final parameters."""
-
-    seed: int
-    train: Summary
-    held_out: Summary
-    """On the validation split where there is one: the test set is not for comparing settings."""
+WITHOUT_EFFECT = "steps_per_chunk", "checkpoint_every_steps", "keep", "tensorboard"
 
 
-def compare_seeds(config: Config, options: SeedsOptions) -> None:
-    """Trains, prints a table, and writes the JSON file.
+@dataclasses.dataclass(frozen=True)
+class Options(RunOptions):
+    """Train with many seeds at once, and show how the results vary."""
 
-    Raises:
-        ConfigError: a setting would be ignored, or there are not so many seeds.
-        RunError: a loss is not finite; the table and the file are then of the other seeds.
-    """
-    check_settings(config, options)
-    check_platform(options.require_platform)
-    out = check_writable(options.out)
+    num_seeds: Annotated[int, Range(2, 10**5)] = 10
+    """Number of seeds: --seed and the ones after it."""
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("seeds.json")
+    """JSON file for the results."""
+    require_platform: Platform = None
+    """Fail instead of running on another platform."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        dataclasses.replace(self.config, seed=self.config.seed + self.num_seeds - 1)  # checks it
+        for name in WITHOUT_EFFECT:
+            if getattr(self.config, name) != getattr(Config, name):
+                raise UsageError(f"{name} is set, but has no effect on many seeds; leave it out")
+
+
+def main(options: Options) -> None:
+    """Trains, prints a table, and writes the JSON file; RunError if some losses are not finite."""
+    devices.check_platform(options.require_platform)
+    out, config = check_writable(options.out), options.config
     started = time.perf_counter()
-    dataset = load_dataset(config)
-    task = make_task(config, dataset, make_mesh())
-    split = "validation" if "validation" in task.splits else "test"
-    seeds = range(config.seed, config.seed + options.num_seeds)
-    console.print(f"{dataset.name}, {len(seeds)} seeds, {describe_devices()}")
-    outcomes = evaluate_seeds(task, train_seeds(task, seeds), seeds, split)
-    seconds = time.perf_counter() - started
-    diverged = sorted({*seeds} - {outcome.seed for outcome in outcomes})
-    accuracies = [outcome.held_out.accuracy for outcome in outcomes]
-    statistics = describe(accuracies) if len(accuracies) > 1 else None
-    show(outcomes, statistics, split)
-    console.print(f"{seconds:.1f} s, {seconds / len(seeds):.2f} s a seed")
-    report = {
-        **VERSIONS,
-        "devices": describe_devices(),
-        "dataset": dataset.name,
+    setup = set_up(config, pipeline.load_dataset(config), devices.make_mesh())
+    results: dict[str, Any] = {
+        **devices.package_versions("mnist_jax", "jax"),
+        "devices": devices.describe_devices(),
+        "dataset": setup.dataset.name,
         "config": dataclasses.asdict(config),
-        "seeds": [
-            {"seed": seed, "train": dataclasses.asdict(train), split: dataclasses.asdict(held_out)}
-            for seed, train, held_out in outcomes
-        ],
-        "diverged": diverged,
-        f"{split}_accuracy": statistics,
-        "seconds": seconds,
     }
-    write_whole(out, json.dumps(report, indent=2) + "\n")
+    seeds = range(config.seed, config.seed + options.num_seeds)
+    console.print(f"{setup.dataset.name}, {len(seeds)} seeds, {results['devices']}")
+    states = train_seeds(setup, seeds)
+    # The test set is not for comparing settings: with a validation split, it is not used.
+    shown = "validation" if "validation" in setup.dataset.splits else "test"
+    train = evaluate_seeds(setup, states, "train")
+    held_out = evaluate_seeds(setup, states, shown)
+    rows, diverged = [], []
+    for i, seed in enumerate(seeds):
+        if np.isfinite(train[i]["loss"] + held_out[i]["loss"]):
+            rows.append({"seed": seed, "train": train[i], shown: held_out[i]})
+        else:
+            diverged.append(seed)
+    statistics = compute_statistics([row[shown]["accuracy"] for row in rows])
+    print_table(rows, shown, statistics)
+    seconds = time.perf_counter() - started
+    console.print(f"{seconds:.1f} s, {seconds / len(seeds):.2f} s per seed")
+    results |= {"seeds": rows, "diverged": diverged, f"{shown}_accuracy": statistics}
+    write_json(out, results | {"seconds": seconds})
     if diverged:
-        raise RunError(
-            f"{len(diverged)} of {len(seeds)} seeds end with a loss that is not finite: "
-            f"{', '.join(map(str, diverged))}. Try a lower learning_rate, or warmup_steps"
-        )
+        counts, names = f"{len(diverged)} of {len(seeds)}", ", ".join(map(str, diverged))
+        raise RunError(f"the loss of {counts} seeds is not finite: {names}. {REMEDY}")
 
 
-def check_settings(config: Config, options: SeedsOptions) -> None:
-    """Raises ConfigError for seeds that there are not, and for settings without an effect here."""
-    last = config.seed + options.num_seeds - 1
-    if last >= NUM_SEEDS:
-        raise ConfigError(f"the last seed would be {last}; it must be below {NUM_SEEDS}")
-    for name in HAVE_NO_EFFECT:
-        if getattr(config, name) != getattr(Config, name):
-            raise ConfigError(f"{name} is set, but has no effect on many seeds; leave it out")
+def train_seeds(setup: Setup, seeds: Sequence[int]) -> TrainState:
+    """The final states of all seeds, stacked: `vmap` over the functions of a single run.
 
-
-def train_seeds(task: Task, seeds: Sequence[int]) -> TrainState:
-    """The final states of all `seeds`, stacked: `vmap` over what a single run calls.
-
-    Some more seeds than wanted are trained where the devices could not share them equally.
+    If the devices cannot split the seeds equally, some more are trained.
     """
-    padded = [*seeds, *range(-len(seeds) % task.mesh.size)]
-    init_keys, order_keys = zip(*map(split_seed, padded), strict=True)
-    num_pixels = task.examples.images.shape[1]
-    static: dict[str, Any] = {"model": task.model, "tx": task.tx}
-    init = jax.vmap(lambda key: init_state(key, num_pixels, **static))
-    states = split_leading_axis(jax.jit(init)(jnp.stack(init_keys)), task.mesh)
-    step_all = jax.jit(
-        jax.vmap(functools.partial(train_steps, **static), in_axes=(0, 0, None, 0, None, None)),
-        donate_argnums=(0, 1),
-    )
-    for epoch in range(1, task.config.num_epochs + 1):
+    padded = [*seeds, *range(-len(seeds) % setup.mesh.size)]
+    keys = [split_seed(seed) for seed in padded]
+    static: dict[str, Any] = {"model": setup.model, "tx": setup.tx}
+    init = jax.vmap(lambda key: init_state(key, pipeline.NUM_PIXELS, **static))
+    init_keys = jnp.stack([init_key for init_key, _ in keys])
+    states = devices.split_leading_axis(jax.jit(init)(init_keys), setup.mesh)
+    train_one = functools.partial(train_steps, **static)
+    train_all = jax.jit(jax.vmap(train_one, in_axes=(0, None, 0)), donate_argnums=0)
+    num_train = len(setup.dataset.splits["train"])
+    for epoch in range(1, setup.config.num_epochs + 1):
         started = time.perf_counter()
-        orders = [
-            epoch_order(key, epoch, len(task.splits["train"]), task.batch_size)
-            for key in order_keys
-        ]
-        order, metrics = split_leading_axis(
-            (np.stack(orders), stack(empty_metrics(task.num_steps), len(padded))), task.mesh
-        )
-        states, metrics = step_all(states, metrics, task.examples, order, 0, task.num_steps)
+        orders = []
+        for _, order_key in keys:
+            orders.append(pipeline.epoch_order(order_key, epoch, num_train, setup.batch_size))
+        rows = devices.split_leading_axis(np.stack(orders), setup.mesh)
+        states, metrics = train_all(states, setup.dataset.examples, rows)
         jax.block_until_ready(metrics)
         seconds = time.perf_counter() - started
-        console.print(f"epoch {epoch}/{task.config.num_epochs}   {seconds:.1f} s")
+        console.print(f"epoch {epoch}/{setup.config.num_epochs}   {seconds:.1f} s")
     return states
 
 
-def evaluate_seeds(
-    task: Task, states: TrainState, seeds: Sequence[int], split: str
-) -> list[Outcome]:
-    """The metrics of each seed's parameters on the whole training set and on `split`.
+def evaluate_seeds(setup: Setup, states: TrainState, split: str) -> list[dict[str, float]]:
+    """The loss and accuracy of each of the stacked states on a split."""
+    rows = jnp.asarray(pipeline.batch_rows(setup.dataset.splits[split], setup.batch_size))
+    evaluate_one = functools.partial(evaluate, model=setup.model)
+    evaluate_all = jax.jit(jax.vmap(evaluate_one, in_axes=(0, None, None)))
+    metrics = jax.device_get(evaluate_all(states.params, setup.dataset.examples, rows))
+    names, results = ("loss", "accuracy", "correct", "count"), []
+    for loss_sums, correct, counts in zip(*metrics, strict=True):
+        totals = Totals().add(loss_sums, correct, counts)
+        results.append({name: getattr(totals, name) for name in names})
+    return results
 
-    Those with a loss that is not finite are left out.
+
+def compute_statistics(values: Sequence[float]) -> dict[str, Any] | None:
+    """Mean, sample standard deviation, extremes, and Student's 95 % interval of the mean.
+
+    Fewer than two values have no standard deviation: the result is None.
     """
-    evaluate_all = jax.jit(
-        jax.vmap(functools.partial(evaluate, model=task.model), in_axes=(0, None, None))
-    )
-    stacked = [
-        jax.tree.map(
-            np.asarray, evaluate_all(states.params, task.examples, order_of_split(task, name))
-        )
-        for name in ("train", split)
-    ]
-    outcomes = [
-        Outcome(seed, *(summarize(Metrics(*(x[i] for x in metrics))) for metrics in stacked))
-        for i, seed in enumerate(seeds)
-    ]
-    return [o for o in outcomes if np.isfinite([o.train.loss, o.held_out.loss]).all()]
+    n = len(values)
+    if n < 2:
+        return None
+    mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
+    half = float(stdtrit(n - 1, 0.975)) * deviation / n**0.5
+    interval = [mean - half, mean + half]
+    statistics = {"mean": mean, "standard_deviation": deviation, "interval_95": interval}
+    return statistics | {"best": max(values), "worst": min(values)}
 
 
-def stack(tree: Any, n: int) -> Any:
-    """`n` copies of each array, along a new first axis."""
-    return jax.tree.map(lambda x: np.stack([np.asarray(x)] * n), tree)
-
-
-def describe(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, sample standard deviation, extremes, and Student's 95 % interval of the mean."""
-    mean, deviation, n = np.mean(values), np.std(values, ddof=1), len(values)
-    half = stdtrit(n - 1, 0.975) * deviation / np.sqrt(n)
-    return {
-        "mean": float(mean),
-        "standard_deviation": float(deviation),
-        "interval_95": [float(mean - half), float(mean + half)],
-        "best": max(values),
-        "worst": min(values),
-    }
-
-
-def show(outcomes: Sequence[Outcome], statistics: dict[str, Any] | None, split: str) -> None:
-    """Prints the table of seeds, and what follows from it."""
-    table = Table("seed", f"{split} accuracy, %", f"{split} loss", "training accuracy, %")
-    for seed, train, held_out in outcomes:
-        accuracies = (f"{100 * summary.accuracy:.2f}" for summary in (held_out, train))
-        table.add_row(str(seed), next(accuracies), f"{held_out.loss:.4f}", next(accuracies))
+def print_table(rows: list[dict[str, Any]], shown: str, statistics: dict[str, Any] | None) -> None:
+    """Prints the results of each seed on the training set and the split `shown`; statistics."""
+    table = Table("seed", f"{shown} accuracy, %", f"{shown} loss", "training accuracy, %")
+    for row in rows:
+        accuracy, train_accuracy = 100 * row[shown]["accuracy"], 100 * row["train"]["accuracy"]
+        loss = f"{row[shown]['loss']:.4f}"
+        table.add_row(str(row["seed"]), f"{accuracy:.2f}", loss, f"{train_accuracy:.2f}")
     console.print(table)
     if not statistics:
         return
-    low, high = (100 * bound for bound in statistics["interval_95"])
-    best, worst = (f(outcomes, key=lambda o: o.held_out.accuracy) for f in (max, min))
+    low, high = statistics["interval_95"]
     console.print(
-        f"{split.capitalize()} accuracy: mean {100 * statistics['mean']:.2f} %, "
-        f"95 % interval of the mean {low:.2f} to {high:.2f} %\n"
+        f"{shown.capitalize()} accuracy: mean {100 * statistics['mean']:.2f} %, "
+        f"95 % interval of the mean {100 * low:.2f} to {100 * high:.2f} %\n"
         f"Standard deviation: {100 * statistics['standard_deviation']:.2f} points\n"
-        f"Best: seed {best.seed}, {100 * best.held_out.accuracy:.2f} %; "
-        f"worst: seed {worst.seed}, {100 * worst.held_out.accuracy:.2f} %"
+        f"Best: {100 * statistics['best']:.2f} %; worst: {100 * statistics['worst']:.2f} %"
     )
-
-
-if __name__ == "__main__":
-    exit_at_once(run_program(lambda: compare_seeds(CONFIG, OPTIONS)))  # pyright: ignore[reportPossiblyUnboundVariable]

@@ -1,0 +1,213 @@
+"""Every figure: each function takes arrays and returns a matplotlib Figure.
+
+The figures do not use pyplot, so nothing has to be closed. Colours are never the only difference:
+a hatch, a dash or a word says the same.
+"""
+
+import io
+import math
+
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree, Real
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+# Okabe & Ito (2008): colour-blind readers can tell these apart, too.
+BLUE, ORANGE, VERMILLION, GREY = "#0072B2", "#E69F00", "#D55E00", "0.45"
+MAX_UNITS = 10  # of a layer in the diagram of the network
+
+Images = Real[Array | np.ndarray, "n height width"]
+Labels = Int[Array | np.ndarray, " n"]
+Probabilities = Float[Array | np.ndarray, "n classes"]
+
+
+def figure_to_png(figure: Figure) -> bytes:
+    """The content of a PNG file, with 200 pixels for each inch of the figure."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=200)
+    return file.getvalue()
+
+
+def _new_axes(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of this size in inches, with one pair of axes."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _hide_frame(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _new_panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure of this size in inches, with a table of axes, of which nothing is shown."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels:
+        axes.axis("off")
+    return figure, panels
+
+
+def draw_digits(images: Real[Array | np.ndarray, "rows columns height width"]) -> Figure:
+    """A table of images, dark on light. The number of each row stands beside it."""
+    rows, columns, height, width = images.shape
+    padded = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    table = padded.swapaxes(1, 2).reshape(rows * (height + 2), columns * (width + 2))
+    figure, axes = _new_axes(0.5 * columns + 0.4, 0.5 * rows)
+    axes.imshow(table, cmap="gray_r")
+    axes.set_yticks((height + 2) * (np.arange(rows) + 0.5), [str(row) for row in range(rows)])
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def draw_network(params: PyTree) -> Figure:
+    """A diagram of the layers of an `MLP`, with their sizes."""
+    kernels = [params[f"Dense_{i}"]["kernel"].shape for i in range(len(params))]
+    sizes = [kernels[0][0], *(kernel[1] for kernel in kernels)]
+    names = ["pixels", *["units, relu"] * (len(sizes) - 2), "classes, softmax"]
+    figure, axes = _new_axes(2.3 * len(sizes), 3.3)
+    axes.axis("off")
+    axes.set(xlim=(-0.4, len(kernels) + 0.4), ylim=(-0.78, 0.7))
+    heights = []
+    for x, size in enumerate(sizes):
+        heights.append(_draw_units(axes, x, size))
+        axes.text(x, 0.62, f"{size:,} {names[x]}", ha="center", weight="bold")
+    for x, (fan_in, fan_out) in enumerate(kernels):
+        lines = [((x, a), (x + 1, b)) for a in heights[x] for b in heights[x + 1]]
+        axes.add_collection(LineCollection(lines, colors="0.8", linewidths=0.5, zorder=0))
+        text = f"kernel {fan_in} x {fan_out}, bias {fan_out}\n{(fan_in + 1) * fan_out:,} numbers"
+        axes.text(x + 0.5, -0.68, text, ha="center", va="center", color=GREY)
+    if sizes[-1] <= MAX_UNITS:
+        for label, y in enumerate(heights[-1]):
+            axes.text(len(kernels) + 0.08, y, str(label), va="center")
+    return figure
+
+
+def _draw_units(axes: Axes, x: int, size: int) -> Float[np.ndarray, " shown"]:
+    """Draws a layer, or the first and last three units of a large one; returns their heights."""
+    heights = np.linspace(0.5, -0.5, min(size, MAX_UNITS))
+    if size > MAX_UNITS:
+        heights = np.delete(heights, range(3, MAX_UNITS - 3))
+        axes.text(x, 0, "⋮", ha="center", va="center", size="xx-large")
+    axes.scatter(np.full(len(heights), x), heights, 90, color=BLUE, edgecolors="white")
+    return heights
+
+
+def draw_learning_curves(
+    train: Float[np.ndarray, " epochs"],
+    test: Float[np.ndarray, " epochs"],
+    labels: tuple[str, str] = ("training set", "test set"),
+    final: tuple[float, float, float] | None = None,
+) -> Figure:
+    """Two accuracies over the epochs, in percent. The area where `train` is higher is shaded.
+
+    Args:
+        train, test: accuracies from 0 to 1 after each epoch; `labels` names them.
+        final: for the gap of the final parameters: the number of epochs (may be a fraction), and
+            their accuracies on the training set and the test set.
+    """
+    figure, axes = _new_axes(6.0, 3.4)
+    epochs, train, test = np.arange(1, len(train) + 1), 100 * train, 100 * test
+    shade = {"color": ORANGE, "alpha": 0.25, "linewidth": 0}
+    axes.fill_between(epochs, train, test, train >= test, interpolate=True, **shade)
+    axes.plot(epochs, train, "o-", color=BLUE, label=labels[0])
+    axes.plot(epochs, test, "s--", color=VERMILLION, label=labels[1])
+    title = f"gap after the last epoch: {train[-1] - test[-1]:.2f} points"
+    if final:
+        epoch, high, low = final[0], 100 * final[1], 100 * final[2]
+        label = "final parameters: training set, test set"
+        axes.plot([epoch, epoch], [high, low], "kd-", label=label)
+        title = f"gap of the final parameters: {high - low:.2f} points"
+    axes.legend(frameon=False, title=title, alignment="left")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="epoch", ylabel="accuracy, %")
+    _hide_frame(axes)
+    return figure
+
+
+def draw_predictions(images: Images, probabilities: Probabilities, labels: Labels) -> Figure:
+    """Each image above its probabilities. The bars of wrong classes are hatched."""
+    probabilities, labels = np.asarray(probabilities), np.asarray(labels)
+    number, num_classes = probabilities.shape
+    figure = Figure(figsize=(1.7 * number + 0.5, 3.9), layout="constrained")
+    panels = figure.subplots(2, number, squeeze=False, height_ratios=(2, 3), sharey="row")
+    for i, (above, below) in enumerate(panels.T):
+        above.imshow(images[i], cmap="gray_r")
+        above.axis("off")
+        title = f"label {labels[i]}, read as {probabilities[i].argmax()}"
+        above.set_title(title, fontsize="medium")
+        _draw_bars(below, probabilities[i], int(labels[i]))
+    panels[1, 0].set(yticks=range(num_classes), ylim=(num_classes - 0.4, -0.6), ylabel="class")
+    return figure
+
+
+def _draw_bars(axes: Axes, probabilities: Float[np.ndarray, " classes"], label: int) -> None:
+    """One bar for each class; those of other classes than `label` are hatched."""
+    bars = axes.barh(range(len(probabilities)), probabilities, color=BLUE)
+    for digit, bar in enumerate(bars):
+        if digit != label:
+            bar.set(facecolor=VERMILLION, edgecolor="white", hatch="//////", linewidth=0)
+    axes.set(xlim=(0, 1), xlabel="probability")
+    axes.set_xticks((0, 0.5, 1), ("0", "0.5", "1"))
+    _hide_frame(axes)
+
+
+def draw_confusion(matrix: Int[np.ndarray, "classes classes"]) -> Figure:
+    """How often each class (row) was predicted as each class (column). Mistakes are coloured."""
+    mistakes = np.where(np.eye(len(matrix), dtype=bool), 0, matrix)
+    largest = max(1, mistakes.max())
+    figure, axes = _new_axes(5.4, 5.4)
+    axes.imshow(mistakes, cmap="Blues", vmin=0, vmax=largest)
+    for row, column in np.argwhere(matrix):
+        is_dark = mistakes[row, column] > 0.72 * largest  # black would be hard to read
+        axes.text(
+            column, row, f"{matrix[row, column]:,}", ha="center", va="center",
+            color="white" if is_dark else "black", weight="bold" if row == column else "normal",
+        )  # fmt: skip
+    classes = np.arange(len(matrix))
+    axes.set(xticks=classes, yticks=classes, xlabel="read as", ylabel="class")
+    axes.tick_params(length=0)
+    return figure
+
+
+def draw_features(params: PyTree, columns: int = 6, rows: int = 5) -> Figure:
+    """Weights of the first layer of an `MLP`, of the units with the largest outgoing weights."""
+    kernel = np.asarray(params["Dense_0"]["kernel"])
+    units = np.arange(kernel.shape[1])
+    if "Dense_1" in params:  # without hidden layers, the units are the classes
+        norms = np.linalg.norm(params["Dense_1"]["kernel"], axis=1)
+        units = np.argsort(-norms, kind="stable")
+    units = units[: rows * columns]
+    largest = np.abs(kernel[:, units]).max()
+    figure, panels = _new_panels(rows, columns, 0.8 * columns + 0.6, 0.95 * rows)
+    for axes, unit in zip(panels, units, strict=False):
+        axes.set_title(f"{unit}", fontsize="small", pad=2)
+        image = kernel[:, unit].reshape(math.isqrt(len(kernel)), -1)
+        drawn = axes.imshow(image, cmap="RdBu", vmin=-largest, vmax=largest)
+    figure.colorbar(drawn, ax=panels, label="weight", aspect=40)  # pyright: ignore
+    return figure
+
+
+def draw_mistakes(
+    images: Images, probabilities: Probabilities, labels: Labels, columns: int = 4
+) -> Figure:
+    """Images. Above each, in words, the probabilities of its prediction and of its label."""
+    rows = -(-len(labels) // columns)
+    figure, panels = _new_panels(rows, columns, 1.3 * columns, 1.75 * rows)
+    for i, label in enumerate(np.asarray(labels)):
+        row = np.asarray(probabilities[i])
+        read_as = f"read as {row.argmax()}: {_percent(float(row.max()))}"
+        title = f"{read_as}\nlabel {label}: {_percent(float(row[label]))}"
+        panels[i].set_title(title, fontsize="small")
+        panels[i].imshow(images[i], cmap="gray_r")
+    return figure
+
+
+def _percent(probability: float) -> str:
+    """In percent; rounding never gives 0 or 100."""
+    if 0.001 <= probability <= 0.999:
+        return f"{100 * probability:.1f} %"
+    return "< 0.1 %" if probability < 0.5 else "> 99.9 %"

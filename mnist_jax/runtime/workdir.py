@@ -1,0 +1,193 @@
+"""The run directory: one run at a time, and files that are complete or absent."""
+
+import contextlib
+import datetime
+import fcntl
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mnist_jax.runtime.devices import check_same, is_first_process
+from mnist_jax.runtime.errors import Interrupted, RunError, UsageError
+
+log = logging.getLogger(__name__)
+RECORD = "run.json"
+FORMAT = 2  # of run.json and of the checkpoints
+INCOMPLETE = ".incomplete"
+
+
+class Workdir(contextlib.AbstractContextManager["Workdir"]):
+    """A run directory, locked for one run until the context ends.
+
+    In a run of several processes, only the first one locks the directory and writes to it.
+
+    Attributes:
+        path: the directory.
+        record: the content of run.json, which says which run this is, and its status.
+    """
+
+    is_read_only = False  # see `open_read_only`
+
+    def __init__(self, path: str | Path | None, fingerprint: dict[str, Any]) -> None:
+        """Creates the directory, or opens it; an error if it holds anything but this run.
+
+        Args:
+            path: by default, a new directory runs/DATE-TIME.
+            fingerprint: everything that determines the results of the run, as JSON.
+        """
+        if path is None and jax.process_count() > 1:
+            raise UsageError("several processes need a directory that they share: --workdir DIR")
+        path = path or f"runs/{datetime.datetime.now():%Y-%m-%d_%H-%M-%S.%f}"
+        self.path = Path(os.path.expanduser(path))
+        names = sorted(checkpoint.name for checkpoint in self.path.glob("checkpoints/*"))
+        check_same(fingerprint | {"checkpoints": names})
+        self.record: dict[str, Any] = {}
+        self._is_changed = False
+        self._lock = _create_and_lock(self.path) if is_first_process() else None
+        try:
+            self._open(fingerprint)
+        except BaseException:
+            self._unlock()
+            raise
+
+    @classmethod
+    def open_read_only(cls, path: Path) -> "Workdir":
+        """Opens a run directory, which may be in use, to change nothing; RunError if it is none."""
+        folder = cls.__new__(cls)
+        folder.path, folder.record, folder.is_read_only = path, read_record(path), True
+        return folder
+
+    def _open(self, fingerprint: dict[str, Any]) -> None:
+        incomplete = self.path / f"{RECORD}{INCOMPLETE}"  # left by a process that was killed
+        if (self.path / RECORD).exists():
+            self.record = read_record(self.path)
+            self.record.pop("error", None)  # of the previous attempt
+            if different := differences(self.record["fingerprint"], fingerprint):
+                raise UsageError(f"cannot resume {self.path}: {different}; use another --workdir")
+        else:
+            if is_first_process() and set(self.path.iterdir()) - {incomplete}:
+                raise RunError(f"{self.path} is not empty and holds no run; use another --workdir")
+            self.update(format=FORMAT, fingerprint=fingerprint, saved=False)
+
+    def update(self, **values: Any) -> None:
+        """Changes some values of run.json."""
+        self.record |= values
+        self._is_changed = True
+        self.write_json(RECORD, self.record)
+
+    def write_json(self, name: str, values: dict[str, Any]) -> None:
+        """Writes a JSON file in the directory: the whole file or nothing."""
+        if is_first_process():
+            write_json(self.path / name, values)
+
+    def check_not_moved(self) -> None:
+        """Raises RunError if `path` no longer is the directory that was locked."""
+        with contextlib.suppress(FileNotFoundError):
+            if self._lock is None or os.path.samestat(self.path.stat(), os.fstat(self._lock)):
+                return
+        raise RunError(f"{self.path} was moved during the run; resume it where it is now")
+
+    def __exit__(self, _: object, error: BaseException | None, traceback: object) -> None:
+        """Records how the run ended, and unlocks the directory."""
+        try:
+            if self._is_changed:
+                self.check_not_moved()
+                self.update(**_status(error))
+        except RunError:
+            if error is None:  # else `error` takes precedence, for example a full disk
+                raise
+        finally:
+            self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _create_and_lock(path: Path) -> int:
+    """Returns the descriptor that holds the lock. The lock ends with the process."""
+    if path.is_file():
+        raise RunError(f"{path} is a file; name a directory with --workdir")
+    with name_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise RunError(f"another process is training in {path}") from None
+    except OSError as error:  # some network file systems have no locks
+        log.warning(f"{path} cannot be locked ({error}); start no second run in it")
+    return descriptor
+
+
+def _status(error: BaseException | None) -> dict[str, str]:
+    if error is None:
+        return {"status": "finished"}
+    if isinstance(error, Interrupted | KeyboardInterrupt | SystemExit):
+        return {"status": "interrupted"}
+    return {"status": "failed", "error": str(error)}
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The content of run.json; RunError if it is missing, damaged, or in another format."""
+    try:
+        record = json.loads((path / RECORD).read_text())
+    except (ValueError, FileNotFoundError, NotADirectoryError) as error:
+        raise RunError(f"{path / RECORD} is missing or damaged; use another --workdir") from error
+    found = record.get("format", 1)
+    if found != FORMAT:
+        raise RunError(f"{path} has format {found}; this version reads format {FORMAT} only")
+    return record
+
+
+def differences(saved: dict[str, Any], now: dict[str, Any]) -> str:
+    """What differs between two dictionaries, as text; "" if their JSON is the same."""
+    found = []
+    for name in dict.fromkeys([*saved, *now]):
+        before, after = json.dumps(saved.get(name)), json.dumps(now.get(name))
+        if before != after:
+            found.append(f"{name} is {before} in the saved run and {after} now")
+    return "; ".join(found)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a temporary file and renames it: `path` has its old content or all of the new."""
+    incomplete = path.with_name(f"{path.name}{INCOMPLETE}")
+    with name_errors(path):
+        with incomplete.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        incomplete.replace(path)
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Writes a JSON file: the whole file or nothing."""
+    write_whole(path, json.dumps(values, indent=2) + "\n")
+
+
+def check_writable(path: Path) -> Path:
+    """Raises RunError if a file cannot be written. Returns the path without links."""
+    path = Path(os.path.expanduser(path)).resolve()
+    if path.exists() and not path.is_file():
+        raise RunError(f"{path} is not a regular file; choose another")
+    with name_errors(path):
+        tempfile.TemporaryFile(dir=path.parent).close()
+    return path
+
+
+@contextlib.contextmanager
+def name_errors(path: Path) -> Iterator[None]:
+    """Turns an OSError into a RunError that names `path`; some OSErrors name no file."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror}") from error
