@@ -13,17 +13,17 @@ from mnist_jax.runtime.cli import Range, check_fields, find_preset
 from mnist_jax.runtime.errors import UsageError
 
 CONFIG_FILE = "config.json"  # in a run directory
-NUM_CLASSES = 10  # of every dataset there is
+NUM_CLASSES = 10  # the same for all datasets
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One training run. The defaults are the classic Keras lesson, number for number."""
+    """One training run. The defaults are exactly those of the classic Keras lesson."""
 
     dataset: Literal["mnist", "fashion_mnist", "mnist_sample"] = "mnist"
     """The dataset. mnist_sample is 5,000 MNIST digits that come with the package."""
     data_dir: str = "~/tensorflow_datasets"
-    """Directory of prepared TFDS datasets and of our decoded arrays."""
+    """Directory of prepared TFDS datasets, and of the decoded arrays that we cache."""
     manual_dir: str | None = None
     """Directory with the four official IDX files (*-ubyte.gz), to prepare the dataset from."""
     require_full_data: bool = False
@@ -38,17 +38,17 @@ class Config:
     """Precision of the matrix products. Lower ones are faster on GPUs and TPUs, and less exact."""
 
     optimizer: Literal["rmsprop", "adam", "adamw", "sgd"] = "rmsprop"
-    """The update rule. Settings below that the rule does not use are rejected."""
+    """The update rule. Settings below that the rule does not use must keep their defaults."""
     learning_rate: Annotated[float, Range(0)] = 1e-3
     """The step size; with a schedule, its peak."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """The learning rate after the warm-up; linear and cosine end at 0."""
     warmup_steps: Annotated[int, Range(0)] = 0
-    """Number of steps in which the learning rate first rises linearly from 0."""
+    """Number of steps over which the learning rate first rises linearly from 0."""
     decay: Annotated[float, Range(0, 1)] = 0.9
     """rmsprop: decay of the running mean of squared gradients (rho in Keras)."""
     eps: Annotated[float, Range(1e-30)] = 1e-7
-    """rmsprop, adam, adamw: added to the root, so that the division stays finite."""
+    """rmsprop, adam, adamw: small number added to the root, to avoid a division by 0."""
     eps_in_sqrt: bool = False
     """rmsprop: add eps inside the root, as Keras 3 does. Keras 2 adds it outside."""
     momentum: Annotated[float, Range(0, 1)] = 0.0
@@ -67,7 +67,7 @@ class Config:
     seed: Annotated[int, Range(0, 2**32)] = 0
     """Determines the initial parameters and the order of every epoch."""
     steps_per_chunk: Annotated[int, Range(1)] = 67
-    """Steps per call of the device; 7 x 67 is an epoch of MNIST. It changes no result."""
+    """Steps in one compiled call; 7 x 67 is an epoch of MNIST. It does not change the results."""
     checkpoint_every_steps: Annotated[int, Range(0)] = 0
     """Save also within an epoch, after at least so many steps. 0: only after each epoch."""
     keep: Annotated[int, Range(1)] = 3
@@ -96,7 +96,7 @@ USED_BY = {
 }
 
 # These do not affect the results: a resumed run may change them.
-WITHOUT_EFFECT = (
+MAY_CHANGE = (
     "data_dir", "manual_dir", "require_full_data", "steps_per_chunk", "checkpoint_every_steps",
     "keep", "tensorboard",
 )  # fmt: skip
@@ -104,14 +104,14 @@ WITHOUT_EFFECT = (
 
 def deciding_fields(config: Config) -> dict[str, Any]:
     """The settings that determine the results, which a resumed run must not change."""
-    fields = {name: value for name, value in vars(config).items() if name not in WITHOUT_EFFECT}
+    fields = {name: value for name, value in vars(config).items() if name not in MAY_CHANGE}
     if config.schedule == "constant":
         del fields["num_epochs"]  # Adding epochs does not change earlier ones.
     return fields
 
 
 def load_config(path: str | Path) -> Config:
-    """Loads a run's config.json, or the variable `config` of a Python file; else UsageError."""
+    """Loads a run's config.json, or the variable `config` of a Python file."""
     try:
         if Path(path).suffix == ".json":
             fields: dict[str, Any] = json.loads(Path(path).read_text())
@@ -132,7 +132,7 @@ def load_config(path: str | Path) -> Config:
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
-    """The flags of a command that trains: those of Config, and a file with their defaults."""
+    """The flags of a command that trains: one per setting, and --config, a file of settings."""
 
     config: tyro.conf.OmitArgPrefixes[Config] = Config()
     preset: Annotated[Path | None, tyro.conf.arg(name="config", metavar="PATH")] = None

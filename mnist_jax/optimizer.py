@@ -32,7 +32,7 @@ def make_optimizer(config: Config, total_steps: int) -> optax.GradientTransforma
 
 
 def make_schedule(config: Config, total_steps: int) -> optax.ScalarOrSchedule:
-    """The learning rate: a number, or a function of the step, which starts at 0.
+    """The learning rate: a number, or a function of the step, counted from 0.
 
     It rises linearly over `warmup_steps`. Then it is constant, or it falls to 0 at `total_steps`,
     linearly or along half a cosine (Loshchilov & Hutter, 2017).

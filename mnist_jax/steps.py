@@ -23,7 +23,7 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Sums over the valid examples of a batch; with a first axis, one entry per batch."""
+    """Sums over the valid examples of a batch; a first axis, if any, is that of the batches."""
 
     loss_sum: Float[Array, "*batches"]
     correct: Int[Array, "*batches"]

@@ -24,11 +24,11 @@ from mnist_jax.runtime.program import Signals, console, run_command, start_proce
 from mnist_jax.runtime.workdir import Workdir
 from mnist_jax.steps import Metrics, TrainState, evaluate, init_state, split_seed, train_steps
 
-REMEDY = "Try a lower learning_rate, or warmup_steps"
+ADVICE = "Lower learning_rate, or set warmup_steps"
 
 
 class Setup(NamedTuple):
-    """What stays the same throughout a run. The examples of the dataset are on every device."""
+    """What stays the same throughout a run. Every device has a copy of the examples."""
 
     config: Config
     dataset: pipeline.Dataset
@@ -53,15 +53,16 @@ class Result(NamedTuple):
 def train_and_evaluate(config: Config, workdir: str | Path | None = None) -> Result:
     """Trains as `config` says, or resumes the run in `workdir` to the same bits.
 
-    By default, `workdir` is a new directory runs/DATE-TIME. SIGINT or SIGTERM stops the run at the
-    end of a chunk of steps; once everything is saved, the function raises Interrupted.
+    By default, `workdir` is a new directory runs/DATE-TIME. After SIGINT or SIGTERM, the run
+    finishes its chunk of steps, saves everything, and raises Interrupted.
     """
     check_tensorboard(config.tensorboard)
     dataset = pipeline.load_dataset(config, workdir)
     fingerprint = pipeline.fingerprint(config, dataset)
     setup = set_up(config, dataset, devices.make_mesh())
-    del dataset  # frees the memory of the host
+    del dataset  # the copy of the host, if the devices have their own memory
     state = init_train_state(setup)
+    # The processes must have the same settings; only the directories of data may differ.
     devices.check_same(vars(config) | {"data_dir": None, "manual_dir": None})
     with (
         Workdir(workdir, fingerprint) as folder,  # refuses a different run
@@ -77,7 +78,7 @@ def train_and_evaluate(config: Config, workdir: str | Path | None = None) -> Res
         test_totals = evaluate_split(setup, state, "test")
         checkpoints.wait()  # the result is announced once the parameters are saved
         finish(folder, train_totals, test_totals)
-    return Result(setup.dataset.name, state, history, train_totals, test_totals, folder.path)
+    return Result(setup.dataset.name, state, writer.history, train_totals, test_totals, folder.path)
 
 
 def set_up(config: Config, dataset: pipeline.Dataset, mesh: Mesh) -> Setup:
@@ -89,7 +90,7 @@ def set_up(config: Config, dataset: pipeline.Dataset, mesh: Mesh) -> Setup:
 
 
 def init_train_state(setup: Setup) -> TrainState:
-    """The initial state, on every device; UsageError if they cannot split a batch equally."""
+    """The initial state, on every device. Raises UsageError if they cannot share a batch."""
     batch_size, size = setup.batch_size, setup.mesh.size
     if batch_size % size:
         raise UsageError(f"batch_size is {batch_size}; {size} devices need a multiple of {size}")
@@ -104,7 +105,7 @@ def announce(setup: Setup, state: TrainState, folder: Workdir) -> None:
     last_step = config.num_epochs * setup.num_steps
     if step > last_step:
         epoch = (step - 1) // setup.num_steps + 1
-        raise UsageError(f"{folder.path} is already in epoch {epoch}; raise --num-epochs")
+        raise UsageError(f"{folder.path} is already in epoch {epoch}; increase --num-epochs")
     versions = devices.package_versions("mnist_jax", "jax")
     sizes = {split: len(rows) for split, rows in dataset.splits.items()}
     hardware = devices.describe_devices()
@@ -113,13 +114,13 @@ def announce(setup: Setup, state: TrainState, folder: Workdir) -> None:
         f"mnist_jax {versions['mnist_jax']}, jax {versions['jax']}, {hardware}\n"
         f"{dataset.name}: {counts} images\n"
         f"{type(setup.model).__name__}: {count_parameters(state.params):,} parameters; "
-        f"{config.optimizer}, batches of {config.batch_size}, seed {config.seed}"
+        f"{config.optimizer}, batches of {setup.batch_size}, seed {config.seed}"
     )
     if step == last_step:
-        console.print(f"{folder.path} is finished; raise --num-epochs to continue it")
+        console.print(f"{folder.path} is finished")
     elif step:
         console.print(f"Resuming {folder.path} after step {step:,}")
-        (folder.path / "result.json").unlink(missing_ok=True)  # of fewer epochs
+        (folder.path / "result.json").unlink(missing_ok=True)  # the result of fewer epochs
     elif "status" in folder.record:
         console.print(f"{folder.path} has no checkpoint yet; starting from the beginning")
     folder.write_json(CONFIG_FILE, dataclasses.asdict(config))
@@ -136,7 +137,7 @@ def train(
 ) -> TrainState:
     """Trains from `state` to the last epoch. Writes metrics, saves, and stops on a signal.
 
-    `running` holds the totals of the epoch in progress; each batch is counted before its step.
+    `running` holds the totals of the epoch in progress, of each batch before its update.
     """
     config = setup.config
 
@@ -161,11 +162,12 @@ def train(
                 if step < epoch * setup.num_steps and (is_due or is_stopping):
                     save(is_stopping)
         shown_totals = evaluate_split(setup, state, shown)
-        checkpoints.wait()
+        checkpoints.wait()  # metrics.jsonl is at most one epoch ahead of the checkpoints
         record = {"epoch": epoch, "step": int(state.step), **running.as_record("running_train")}
         seconds = time.perf_counter() - started
         writer.write(record | shown_totals.as_record(shown) | {"seconds": seconds})
         running = Totals()
+        # After the last epoch, only the final evaluation is left: a signal does not stop it.
         save(is_stopping=epoch < config.num_epochs and devices.any_process(signals.received))
     return state
 
@@ -174,20 +176,20 @@ def train_epoch(
     setup: Setup, state: TrainState, epoch: int
 ) -> Iterator[tuple[TrainState, Metrics]]:
     """Trains the rest of an epoch; yields the state and the metrics of each chunk of steps."""
-    num_train, before = len(setup.dataset.splits["train"]), (epoch - 1) * setup.num_steps
+    num_train, steps_before = len(setup.dataset.splits["train"]), (epoch - 1) * setup.num_steps
     _, order_key = split_seed(setup.config.seed)
     order = pipeline.epoch_order(order_key, epoch, num_train, setup.batch_size)
-    start, size = int(state.step) - before, setup.config.steps_per_chunk
+    start, chunk_size = int(state.step) - steps_before, setup.config.steps_per_chunk
     while start < setup.num_steps:
-        end = (start // size + 1) * size
+        end = (start // chunk_size + 1) * chunk_size  # the same ends in a resumed epoch
         rows = devices.split_batches(order[start:end], setup.mesh)
         state, metrics = train_steps(
             state, setup.dataset.examples, rows, model=setup.model, tx=setup.tx
         )
         is_finite = np.isfinite(np.asarray(metrics.loss_sum))
         if not is_finite.all():
-            step = before + start + int(np.argmin(is_finite)) + 1
-            raise RunError(f"the loss is not finite at step {step}. {REMEDY}")
+            step = steps_before + start + int(np.argmin(is_finite)) + 1
+            raise RunError(f"the loss is not finite at step {step}. {ADVICE}")
         yield state, metrics
         start = end
 
@@ -199,7 +201,7 @@ def evaluate_split(setup: Setup, state: TrainState, split: str) -> Totals:
     metrics = evaluate(state.params, setup.dataset.examples, rows, model=setup.model)
     totals = Totals().add(*metrics)
     if not np.isfinite(totals.loss):
-        raise RunError(f"the loss is not finite after step {int(state.step)}. {REMEDY}")
+        raise RunError(f"the loss is not finite after step {int(state.step)}. {ADVICE}")
     return totals
 
 

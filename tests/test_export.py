@@ -66,22 +66,3 @@ def test_the_example_in_the_readme_works_with_jax_alone(sample_run: Result, tmp_
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), sample_run.state.params)
     logits, _ = forward(params, np.repeat([[0.0], [1.0]], 784, axis=1))
     np.testing.assert_allclose(printed.reshape(2, 10), softmax(logits), rtol=1e-4, atol=1e-8)
-
-
-@pytest.mark.parametrize(
-    ("out", "message"), [("none/digits.bin", "cannot be written"), (".", "not a regular file")]
-)
-def test_a_file_that_cannot_be_written_is_named(
-    out: str, message: str, sample_run: Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert call(command, "--out", tmp_path / out, "--workdir", sample_run.workdir) == 1
-    assert message in capsys.readouterr().err
-    assert not [*tmp_path.iterdir()]
-
-
-def test_a_link_is_followed(sample_run: Result, tmp_path: Path) -> None:
-    link, file = tmp_path / "newest.bin", tmp_path / "digits.bin"
-    link.symlink_to(file.name)
-    assert call(command, "--out", link, "--workdir", sample_run.workdir) == 0
-    assert link.is_symlink()
-    assert file.stat().st_size > 10**6

@@ -113,7 +113,7 @@ CASES: dict[str, tuple[str, int, str]] = {
     "the newest checkpoint is damaged": ("--workdir run", 0, "64 is damaged"),
     "all checkpoints are damaged": ("--workdir run", 1, "run/checkpoints are damaged"),
     "all checkpoints are missing": ("--workdir run", 1, "the checkpoints of run are missing"),
-    "metrics.jsonl is incomplete": ("--workdir run", 0, "metrics.jsonl was damaged"),
+    "metrics.jsonl is incomplete": ("--workdir run", 0, "metrics.jsonl was missing or damaged"),
     "the loss is not finite": (
         f"{SAMPLE} --workdir new --optimizer sgd --learning-rate 1e30", 1, "not finite at step 2"
     ),

@@ -56,7 +56,7 @@ def test_the_validation_split_is_the_end_of_the_training_set(
     validation, test = range(1, 4000), range(4000, 5000)
     assert held_out.splits == {"train": range(1), "validation": validation, "test": test}
     np.testing.assert_array_equal(held_out.examples.images, sample.examples.images)
-    with pytest.raises(UsageError, match="validation_size is 4000.* 4000 training examples"):
+    with pytest.raises(UsageError, match=r"validation_size is 4000.* 4000 training examples"):
         load_dataset(dataclasses.replace(config, validation_size=4000))
 
 

@@ -2,12 +2,10 @@
 
 import base64
 import dataclasses
-import errno
 import html
 import importlib.util
 import io
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -117,40 +115,17 @@ def test_without_matplotlib_the_report_has_only_numbers(
     assert (folder / "evaluation.json").exists()
 
 
-@pytest.fixture
-def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draws only one small figure, to save time."""
-    from matplotlib.figure import Figure
-
-    monkeypatch.setattr(report, "draw_figures", lambda *_: {"mistakes": Figure((0.1, 0.1))})
-
-
-@pytest.mark.usefixtures("one_figure")
-@pytest.mark.parametrize("name", ["evaluation.json", "mistakes.png", "report.html"])
-def test_a_full_disk_leaves_no_half_of_a_file(
+@pytest.mark.parametrize("name", ["evaluation.json", "figures", "report.html"])
+def test_an_output_that_cannot_be_written_is_named(
     name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fsync = os.fsync
-
-    def fail(descriptor: int) -> None:
-        if name in os.readlink(f"/proc/self/fd/{descriptor}"):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", fail)
+    monkeypatch.setattr(report, "draw_figures", lambda *_: {})  # to save time
+    if name == "figures":
+        (folder / name).touch()
+    else:
+        (folder / name).mkdir()
     assert call(evaluate, "--workdir", folder) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith(f"{name} cannot be written: No space left on device")
-    assert not list(folder.rglob(name))
-
-
-@pytest.mark.usefixtures("one_figure")
-def test_a_file_in_place_of_the_folder_of_figures_is_an_error(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (folder / "figures").touch()
-    assert call(evaluate, "--workdir", folder) == 1
-    assert "figures cannot be written: File exists" in capsys.readouterr().err
+    assert f"{name} cannot be written: " in capsys.readouterr().err
 
 
 # What the figures are drawn from. ---------------------------------------------------------------
@@ -197,12 +172,10 @@ def test_the_learning_curves_are_those_of_the_history(
         for step, running, held_out in ((10, 0.6, 0.5), (20, 0.7, 0.65))
     ]
     predictor = dataclasses.replace(predictor, history=history, step=25)
-    axes = report.draw_figures(predictor, evaluation, TEST)["learning_curves"].axes[0]
-    lines = {line.get_label(): line.get_xydata() for line in axes.lines}
-    np.testing.assert_allclose(lines["running training accuracy"], [[1, 60], [2, 70]])
-    np.testing.assert_allclose(lines[f"{split} accuracy"], [[1, 50], [2, 65]])
-    final = lines["final parameters: training set, test set"]
-    np.testing.assert_allclose(final, [[2.5, 50], [2.5, 50]])
+    curves = report.learning_curves(predictor, evaluation)
+    assert (curves["train"].tolist(), curves["test"].tolist()) == ([0.6, 0.7], [0.5, 0.65])
+    assert curves["labels"] == ("running training accuracy", f"{split} accuracy")
+    assert curves["final"] == (2.5, 0.5, 0.5)
 
 
 def test_the_figures_show_the_predictions_and_the_parameters(
@@ -214,11 +187,10 @@ def test_the_figures_show_the_predictions_and_the_parameters(
     assert worst.get_title() == "read as 1: 95.0 %\nlabel 0: 5.0 %"
     assert second.get_title() == "read as 0: 60.0 %\nlabel 1: 40.0 %"
     np.testing.assert_array_equal(worst.images[0].get_array(), np.full((28, 28), 0.5))
+    kernel = np.asarray(predictor.params["Dense_0"]["kernel"])
     first = drawn["features"].axes[0]
-    kernel, outgoing = (np.asarray(predictor.params[f"Dense_{i}"]["kernel"]) for i in (0, 1))
-    unit = int(np.argmax((outgoing**2).sum(axis=1)))
-    assert first.get_title() == str(unit)
-    np.testing.assert_array_equal(first.images[0].get_array().ravel(), kernel[:, unit])
+    weights = kernel[:, int(first.get_title())]
+    np.testing.assert_array_equal(first.images[0].get_array().ravel(), weights)
 
 
 def test_figures_that_do_not_apply_are_left_out(

@@ -165,7 +165,7 @@ def test_a_directory_that_is_moved_during_the_run_stops_it(
         (here / "checkpoints").mkdir(parents=True)
 
     after_chunk(2, move)
-    with pytest.raises(RunError, match=f"{here} was moved during the run"):
+    with pytest.raises(RunError, match=f"{here} was moved or deleted during the run"):
         train_and_evaluate(config, here)
     assert [path.name for path in here.rglob("*")] == ["checkpoints"]
     assert_same_run(train_and_evaluate(config, moved), sample_run)
@@ -187,7 +187,7 @@ def test_a_finished_run_shows_its_result_and_does_not_train(
     thread.join()
     assert_same_run(results[0], sample_run)
     text = capsys.readouterr().out
-    assert f"{finished} is finished; raise --num-epochs" in text
+    assert f"{finished} is finished" in text
     assert f"Test accuracy: {100 * sample_run.test.accuracy:.2f} %" in text
     assert snapshot(finished) == before
 
@@ -204,7 +204,7 @@ def test_more_epochs_continue_a_run(config: Config, sample_run: Result, tmp_path
         ({"seed": 1, "batch_size": 64}, "seed is 0 in the saved run and 1 now"),
         ({"seed": 1, "batch_size": 64}, "batch_size is 128 in the saved run and 64 now"),
         ({"schedule": "linear"}, 'schedule is "constant" in the saved run and "linear" now'),
-        ({"num_epochs": 1}, "is already in epoch 2; raise --num-epochs"),
+        ({"num_epochs": 1}, "is already in epoch 2; increase --num-epochs"),
     ],
 )
 def test_another_config_is_refused_field_by_field(
@@ -220,7 +220,7 @@ def test_an_epoch_in_progress_counts_as_an_epoch(
     config: Config, interrupt: Any, tmp_path: Path
 ) -> None:
     interrupt(config, tmp_path, 5)
-    with pytest.raises(UsageError, match="is already in epoch 2; raise --num-epochs"):
+    with pytest.raises(UsageError, match="is already in epoch 2; increase --num-epochs"):
         train_and_evaluate(replace(config, num_epochs=1), tmp_path)
 
 
@@ -295,7 +295,7 @@ def test_epochs_whose_checkpoints_are_gone_are_named_and_trained_again(
     for step in (64, 96):
         shutil.rmtree(finished / "checkpoints" / str(step))
     again = train_and_evaluate(config, finished)
-    assert "the checkpoints after epoch 1 are missing" in caplog.text
+    assert "checkpoints after epoch 1 are missing" in caplog.text
     assert (again.train, again.test) == (expected.train, expected.test)
 
 

@@ -161,7 +161,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     batch_size: int, step: str, config: Config, tmp_path: Path
 ) -> None:
     config = replace(config, optimizer="sgd", learning_rate=1e30, batch_size=batch_size)
-    with pytest.raises(RunError, match=f"not finite {step}. Try a lower learning_rate"):
+    with pytest.raises(RunError, match=f"not finite {step}. Lower learning_rate"):
         train_and_evaluate(config, tmp_path)
     assert not (tmp_path / "result.json").exists()
 

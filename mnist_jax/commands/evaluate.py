@@ -31,11 +31,9 @@ class Options:
 def main(options: Options) -> None:
     """Prints tables; writes evaluation.json, figures/ and report.html into the run directory."""
     workdir = find_run(options.workdir)
-    config = dataclasses.replace(read_config(workdir), require_full_data=True)
-    if options.data_dir:
-        config = dataclasses.replace(config, data_dir=str(options.data_dir))
-    if options.manual_dir:
-        config = dataclasses.replace(config, manual_dir=str(options.manual_dir))
+    directories = {"data_dir": options.data_dir, "manual_dir": options.manual_dir}
+    given = {name: str(path) for name, path in directories.items() if path}
+    config = dataclasses.replace(read_config(workdir), require_full_data=True, **given)
     dataset = load_dataset(config)
     predictor = load_predictor(workdir, dataset)
     test = predict_split(predictor, dataset, "test")

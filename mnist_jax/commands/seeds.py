@@ -23,9 +23,9 @@ from mnist_jax.runtime.metric_writer import Totals
 from mnist_jax.runtime.program import console
 from mnist_jax.runtime.workdir import check_writable, write_json
 from mnist_jax.steps import TrainState, evaluate, init_state, split_seed, train_steps
-from mnist_jax.train import REMEDY, Setup, set_up
+from mnist_jax.train import ADVICE, Setup, set_up
 
-WITHOUT_EFFECT = "steps_per_chunk", "checkpoint_every_steps", "keep", "tensorboard"
+UNUSED_SETTINGS = "steps_per_chunk", "checkpoint_every_steps", "keep", "tensorboard"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Options(RunOptions):
     def __post_init__(self) -> None:
         check_fields(self)
         dataclasses.replace(self.config, seed=self.config.seed + self.num_seeds - 1)  # checks it
-        for name in WITHOUT_EFFECT:
+        for name in UNUSED_SETTINGS:
             if getattr(self.config, name) != getattr(Config, name):
                 raise UsageError(f"{name} is set, but has no effect on many seeds; leave it out")
 
@@ -80,7 +80,7 @@ def main(options: Options) -> None:
     write_json(out, results | {"seconds": seconds})
     if diverged:
         counts, names = f"{len(diverged)} of {len(seeds)}", ", ".join(map(str, diverged))
-        raise RunError(f"the loss of {counts} seeds is not finite: {names}. {REMEDY}")
+        raise RunError(f"the loss of {counts} seeds is not finite: {names}. {ADVICE}")
 
 
 def train_seeds(setup: Setup, seeds: Sequence[int]) -> TrainState:

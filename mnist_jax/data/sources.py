@@ -56,7 +56,9 @@ def find_arrays(config: Config, workdir: str | Path | None = None) -> tuple[str,
         message = f"{config.dataset} cannot be loaded: {error}\n{REMEDIES}"
         if config.dataset != "mnist" or config.require_full_data:
             raise DataError(message) from error
-        log.warning(f"Using mnist_sample (5,000 digits, about 90 % in 5 epochs), as {message}")
+        log.warning(
+            f"Training on mnist_sample instead (5,000 digits, about 90 % accuracy): {message}"
+        )
     return "mnist_sample", load_arrays("mnist_sample", config)
 
 

@@ -100,8 +100,6 @@ def _to_grey(image: Image.Image) -> Image.Image:
         grey = _stretch(_shrink(image.convert("F")))
     elif image.has_transparency_data:
         grey = _add_background(_shrink(image.convert("RGBA")))
-    elif image.mode == "LAB":
-        grey = image.getchannel("L")
     else:
         grey = image.convert("L")
     grey.info = image.info

@@ -19,7 +19,7 @@ from mnist_jax.optimizer import make_optimizer
 from mnist_jax.runtime.checkpoint import Checkpoints
 from mnist_jax.runtime.devices import check_platform
 from mnist_jax.runtime.errors import RunError
-from mnist_jax.runtime.workdir import Workdir, differences, read_record
+from mnist_jax.runtime.workdir import RECORD, Workdir, differences, read_record
 from mnist_jax.steps import TrainState, init_state
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def find_run(workdir: str | Path | None = None) -> Path:
             )
         return finished[-1].parent
     workdir = Path(os.path.expanduser(workdir))
-    if not (workdir / CONFIG_FILE).is_file():
+    if not (workdir / RECORD).is_file():
         raise RunError(f"{workdir} holds no run; train one: python -m mnist_jax.train")
     return workdir
 

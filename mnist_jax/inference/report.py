@@ -61,9 +61,8 @@ def worst_mistakes(predictions: Predictions, number: int = 12) -> Int[np.ndarray
 
 def first_images(predictions: Predictions) -> Float[np.ndarray, "classes 10 28 28"]:
     """The first ten images of each class; blank if there are fewer."""
-    num_classes = predictions.probabilities.shape[1]
-    images = np.zeros((num_classes, 10, 28, 28), np.float32)
-    for label in range(num_classes):
+    images = np.zeros((predictions.probabilities.shape[1], 10, 28, 28), np.float32)
+    for label in range(len(images)):
         found = predictions.images[predictions.labels == label][:10]
         images[label, : len(found)] = found.reshape(-1, 28, 28)
     return images

@@ -1,1 +1,1 @@
-"""What any training run needs: pytrees, dictionaries and paths. Nothing here knows this project."""
+"""What any training run needs. No module here imports the rest of the package."""

@@ -22,7 +22,7 @@ from mnist_jax.runtime.errors import RunError
 from mnist_jax.runtime.workdir import FORMAT, Workdir, differences
 
 log = logging.getLogger(__name__)
-NEW_RUN = "start a new run in another --workdir"
+ADVICE = "start a new run in another --workdir"
 
 
 class Restored(NamedTuple):
@@ -62,7 +62,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             raise RunError(f"{self._directory} cannot be opened: {error}") from error
 
     def save(self, step: int, tree: Any, record: dict[str, Any]) -> None:
-        """Starts to save, once the previous save is complete; RunError if one of them fails."""
+        """Waits for the previous save, then starts this one. Raises RunError if either fails."""
         arrays = jax.tree.map(np.array, tree)  # a copy: training reuses the memory
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(arrays)):
             raise RunError(f"the state is not finite after step {step}, and is not saved")
@@ -106,7 +106,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         return RunError(f"no checkpoint can be saved in {self._directory}: {reason}")
 
     def restore(self, template: Any) -> Restored | None:
-        """The newest intact checkpoint; None if there is none at all. Changes nothing.
+        """The newest intact checkpoint; None if there is none at all. Changes no file.
 
         The arrays of `template` tell on which devices to restore; if they are
         `jax.ShapeDtypeStruct`s, the result is NumPy arrays. RunError if the checkpoints are
@@ -131,9 +131,9 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             self._damaged, self.last_step = steps[:i], step
             return restored
         if steps:
-            raise RunError(f"all checkpoints in {self._directory} are damaged; {NEW_RUN}")
+            raise RunError(f"all checkpoints in {self._directory} are damaged; {ADVICE}")
         if self.workdir.record["saved"]:
-            raise RunError(f"the checkpoints of {self.workdir.path} are missing; {NEW_RUN}")
+            raise RunError(f"the checkpoints of {self.workdir.path} are missing; {ADVICE}")
         return None
 
     def _read(self, step: int, template: Any) -> Restored:

@@ -23,7 +23,7 @@ from jaxtyping import Array, Int
 from mnist_jax.runtime.errors import RunError
 
 AXIS = "devices"
-# In seconds. Without a heartbeat, JAX gives up a process and ends the others.
+# In seconds. If a process sends no heartbeat for this long, JAX ends the others.
 TIMEOUTS: dict[str, Any] = {"initialization_timeout": 45, "heartbeat_timeout_seconds": 30}
 
 

@@ -13,7 +13,7 @@ class RunError(Exception):
 
 
 class Interrupted(Exception):
-    """A signal stopped the run after everything was saved. Exit code 75: run it again to resume."""
+    """A signal stopped the run after everything was saved. Exit code 75."""
 
     def __init__(self, workdir: Path) -> None:
         super().__init__(f"interrupted; to resume, use --workdir {shlex.quote(str(workdir))}")

@@ -29,7 +29,7 @@ class Totals:
     count: int = 0
 
     def add(self, loss_sums: Any, correct: Any, counts: Any) -> "Totals":
-        """Adds arrays [batches] entry by entry: chunks of any size give the same sum."""
+        """Adds numbers of batches, in order: the size of the chunks does not change the sum."""
         losses = np.append(self.loss_sum, np.asarray(loss_sums, np.float64))
         loss_sum = float(np.add.accumulate(losses)[-1])
         correct, count = self.correct + int(np.sum(correct)), self.count + int(np.sum(counts))
@@ -74,18 +74,23 @@ class MetricWriter(contextlib.AbstractContextManager["MetricWriter"]):
         if tensorboard:
             from tensorboardX import SummaryWriter
 
-            # TensorBoard then ignores what a killed run wrote after its last checkpoint.
+            # TensorBoard ignores what a killed run wrote from `purge_step` on.
             first_step = history[-1]["step"] + 1 if history else 0
             self._events = SummaryWriter(str(workdir), purge_step=first_step)
 
     def _rewrite(self) -> None:
-        """The file may be damaged, or ahead of the checkpoint that the run resumes from."""
+        """Writes `history` to the file, which may be damaged, or ahead of the checkpoint."""
         found = self._path.read_text(errors="replace") if self._path.exists() else ""
         known = "".join(json.dumps(record) + "\n" for record in self.history)
         if not found.startswith(known):
-            log.warning(f"{self._path} was damaged; it is rewritten, and nothing is lost")
+            log.warning(
+                f"{self._path} was missing or damaged; it is rewritten, and no epoch is lost"
+            )
         elif found.count("\n") > len(self.history) + 1:  # the last epoch may not have been saved
-            log.warning(f"the checkpoints after epoch {len(self.history)} are missing")
+            last = len(self.history)
+            log.warning(
+                f"checkpoints after epoch {last} are missing; those epochs are trained again"
+            )
         write_whole(self._path, known)
 
     def write(self, record: dict[str, Any]) -> None:

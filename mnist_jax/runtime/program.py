@@ -22,12 +22,12 @@ from mnist_jax.runtime.errors import Interrupted, RunError, UsageError
 
 T = TypeVar("T")
 PACKAGE = __name__.partition(".")[0]
-INTERRUPTED = 75  # EX_TEMPFAIL: the same command resumes the run
+INTERRUPTED = 75  # EX_TEMPFAIL: with --workdir, the same command resumes the run
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED|[Oo]ut of memory"  # in the messages of XLA
 
 
 class TolerantConsole(Console):
-    """A console that survives a closed pipe: on Ctrl-C, `| tee` exits before the run is saved."""
+    """A console that survives a closed pipe: Ctrl-C also ends `tee` in `train | tee`."""
 
     def on_broken_pipe(self) -> None:
         with contextlib.suppress(SystemExit):
@@ -50,7 +50,7 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
     A second Ctrl-C raises KeyboardInterrupt. A second SIGTERM does nothing: schedulers repeat it.
     """
 
-    stopping = False  # of the newest instance, for `_exit_on_sigterm`
+    stopping = False  # whether the newest instance has received a signal
 
     def __init__(self) -> None:
         self.received = False
@@ -78,7 +78,7 @@ def run_command(
 ) -> NoReturn:
     """Parses `args` into `options`, runs `main(options)` as a program, and exits."""
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
-    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # set during the imports
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # set by __main__
         signal.signal(signal.SIGINT, signal.default_int_handler)
     exit_now(run_program(lambda: main(parse(options, prog, args))))
 
@@ -92,8 +92,8 @@ def _exit_on_sigterm(number: int, frame: object) -> None:
 def run_program(function: Callable[[], int | None]) -> int:
     """Calls `function`, prints its errors as messages, and returns the exit code.
 
-    0: success, 1: failed, 2: wrong usage, 75: stopped and saved, 130 and 143: stopped by SIGINT and
-    SIGTERM. An unexpected error is a bug and keeps its traceback.
+    0: success, 1: failed, 2: wrong usage, 75: stopped and saved, 130: SIGINT, 143: SIGTERM, 141: the
+    reader of the output is gone. Any other error is a bug and keeps its traceback.
     """
     logging.basicConfig(format="%(levelname)s: %(message)s")
     logging.getLogger(PACKAGE).setLevel(logging.INFO)

@@ -35,7 +35,7 @@ class Workdir(contextlib.AbstractContextManager["Workdir"]):
     is_read_only = False  # see `open_read_only`
 
     def __init__(self, path: str | Path | None, fingerprint: dict[str, Any]) -> None:
-        """Creates the directory, or opens it; an error if it holds anything but this run.
+        """Creates or opens the directory. Raises an error if it holds another run or other files.
 
         Args:
             path: by default, a new directory runs/DATE-TIME.
@@ -58,7 +58,7 @@ class Workdir(contextlib.AbstractContextManager["Workdir"]):
 
     @classmethod
     def open_read_only(cls, path: Path) -> "Workdir":
-        """Opens a run directory, which may be in use, to change nothing; RunError if it is none."""
+        """Opens a run directory only for reading; a run may be using it."""
         folder = cls.__new__(cls)
         folder.path, folder.record, folder.is_read_only = path, read_record(path), True
         return folder
@@ -91,7 +91,9 @@ class Workdir(contextlib.AbstractContextManager["Workdir"]):
         with contextlib.suppress(FileNotFoundError):
             if self._lock is None or os.path.samestat(self.path.stat(), os.fstat(self._lock)):
                 return
-        raise RunError(f"{self.path} was moved during the run; resume it where it is now")
+        raise RunError(
+            f"{self.path} was moved or deleted during the run; resume it where it is now"
+        )
 
     def __exit__(self, _: object, error: BaseException | None, traceback: object) -> None:
         """Records how the run ended, and unlocks the directory."""
