@@ -16,8 +16,6 @@ from mnist_jax.inference import figures
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (6, 28, 28)).astype(np.uint8)
 DIGITS = figures.draw_digits(IMAGES.reshape(2, 3, 28, 28))
-PROBABILITIES = np.array([[0.1, 0.7, 0.2], [0.5, 0.1, 0.4]], np.float32)
-PREDICTIONS = figures.draw_predictions(IMAGES[:2], PROBABILITIES, np.array([1, 2]))
 PARAMS: Any = {
     "Dense_0": {"kernel": np.zeros((784, 512)), "bias": np.zeros(512)},
     "Dense_1": {"kernel": np.zeros((512, 10)), "bias": np.zeros(10)},
@@ -30,7 +28,7 @@ RUNNING = figures.draw_learning_curves(
 )
 MATRIX = np.array([[950, 0, 3], [12, 1100, 0], [0, 1, 7]])
 CONFUSION = figures.draw_confusion(MATRIX)
-MISTAKES = figures.draw_mistakes(
+PREDICTIONS = figures.draw_predictions(
     IMAGES[:3], np.array([[0.00002, 0.99995, 0.00003], [0.2, 0.1, 0.7], [0.3, 0.6, 0.1]]),
     np.array([0, 1, 2]), columns=2,
 )  # fmt: skip
@@ -66,18 +64,6 @@ def test_the_network_has_the_sizes_of_its_parameters() -> None:
     assert [len(layer.get_offsets()) for layer in layers] == [6, 6, 10]
     assert [len(between.get_segments()) for between in lines] == [36, 60]
     assert texts.count("⋮") == 2  # two layers are too large to be shown completely
-
-
-def test_predictions_show_the_probabilities_as_bars() -> None:
-    above, below = PREDICTIONS.axes[:2], PREDICTIONS.axes[2:]
-    assert [axes.get_title() for axes in above] == ["label 1, read as 1", "label 2, read as 0"]
-    for i, label in enumerate((1, 2)):
-        np.testing.assert_array_equal(shown_image(above[i]), IMAGES[i])
-        bars: Any = below[i].patches
-        assert [bar.get_width() for bar in bars] == pytest.approx(PROBABILITIES[i])
-        assert [j for j, bar in enumerate(bars) if bar.get_hatch() is None] == [label]
-        bottom, top = below[i].get_ylim()
-        assert bottom > 2.4 > -0.4 > top  # class 0 is on top, and every bar is visible
 
 
 def legend_title(axes: Any) -> str:
@@ -134,8 +120,8 @@ def test_every_count_is_readable_on_its_colour() -> None:
         assert (light + 0.05) / (dark + 0.05) >= 4.5
 
 
-def test_mistakes_show_both_probabilities_in_words() -> None:
-    *panels, _ = MISTAKES.axes
+def test_predictions_show_both_probabilities_in_words() -> None:
+    *panels, _ = PREDICTIONS.axes
     for axes, image in zip(panels, IMAGES, strict=False):
         np.testing.assert_array_equal(shown_image(axes), image)
     assert [axes.get_title() for axes in panels] == [
@@ -160,7 +146,7 @@ def test_features_without_a_hidden_layer_are_the_classes() -> None:
     assert [axes.get_title() for axes in figure.axes[:6]] == ["0", "1", "2", "3", "4", ""]
 
 
-ALL = [DIGITS, NETWORK, PREDICTIONS, CURVES, RUNNING, CONFUSION, MISTAKES, FEATURES]
+ALL = [DIGITS, NETWORK, CURVES, RUNNING, CONFUSION, PREDICTIONS, FEATURES]
 
 
 @pytest.mark.parametrize("figure", ALL)

@@ -128,33 +128,6 @@ def draw_learning_curves(
     return figure
 
 
-def draw_predictions(images: Images, probabilities: Probabilities, labels: Labels) -> Figure:
-    """Each image above its probabilities. The bars of wrong classes are hatched."""
-    probabilities, labels = np.asarray(probabilities), np.asarray(labels)
-    number, num_classes = probabilities.shape
-    figure = Figure(figsize=(1.7 * number + 0.5, 3.9), layout="constrained")
-    panels = figure.subplots(2, number, squeeze=False, height_ratios=(2, 3), sharey="row")
-    for i, (above, below) in enumerate(panels.T):
-        above.imshow(images[i], cmap="gray_r")
-        above.axis("off")
-        title = f"label {labels[i]}, read as {probabilities[i].argmax()}"
-        above.set_title(title, fontsize="medium")
-        _draw_bars(below, probabilities[i], int(labels[i]))
-    panels[1, 0].set(yticks=range(num_classes), ylim=(num_classes - 0.4, -0.6), ylabel="class")
-    return figure
-
-
-def _draw_bars(axes: Axes, probabilities: Float[np.ndarray, " classes"], label: int) -> None:
-    """One bar for each class; those of other classes than `label` are hatched."""
-    bars = axes.barh(range(len(probabilities)), probabilities, color=BLUE)
-    for digit, bar in enumerate(bars):
-        if digit != label:
-            bar.set(facecolor=VERMILLION, edgecolor="white", hatch="//////", linewidth=0)
-    axes.set(xlim=(0, 1), xlabel="probability")
-    axes.set_xticks((0, 0.5, 1), ("0", "0.5", "1"))
-    _hide_frame(axes)
-
-
 def draw_confusion(matrix: Int[np.ndarray, "classes classes"]) -> Figure:
     """How often each class (row) was predicted as each class (column). Mistakes are coloured."""
     mistakes = np.where(np.eye(len(matrix), dtype=bool), 0, matrix)
@@ -191,7 +164,7 @@ def draw_features(params: PyTree, columns: int = 6, rows: int = 5) -> Figure:
     return figure
 
 
-def draw_mistakes(
+def draw_predictions(
     images: Images, probabilities: Probabilities, labels: Labels, columns: int = 4
 ) -> Figure:
     """Images. Above each, in words, the probabilities of its prediction and of its label."""

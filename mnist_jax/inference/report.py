@@ -33,7 +33,7 @@ def draw_figures(predictor: Predictor, evaluation: Evaluation, test: Predictions
     worst = worst_mistakes(test)
     if worst.size > 0:
         images, labels = test.images[worst].reshape(-1, 28, 28), test.labels[worst]
-        drawn["mistakes"] = figures.draw_mistakes(images, test.probabilities[worst], labels)
+        drawn["mistakes"] = figures.draw_predictions(images, test.probabilities[worst], labels)
     if isinstance(predictor.model, MLP):
         drawn["features"] = figures.draw_features(predictor.params)
     drawn["examples"] = figures.draw_digits(first_images(test))

@@ -92,8 +92,8 @@ def _exit_on_sigterm(number: int, frame: object) -> None:
 def run_program(function: Callable[[], int | None]) -> int:
     """Calls `function`, prints its errors as messages, and returns the exit code.
 
-    0: success, 1: failed, 2: wrong usage, 75: stopped and saved, 130: SIGINT, 143: SIGTERM, 141: the
-    reader of the output is gone. Any other error is a bug and keeps its traceback.
+    0: success, 1: failed, 2: wrong usage, 75: stopped and saved, 130: SIGINT, 143: SIGTERM, 141: a
+    closed output. Any other error is a bug and keeps its traceback.
     """
     logging.basicConfig(format="%(levelname)s: %(message)s")
     logging.getLogger(PACKAGE).setLevel(logging.INFO)
