@@ -56,9 +56,7 @@ def find_arrays(config: Config, workdir: str | Path | None = None) -> tuple[str,
         message = f"{config.dataset} cannot be loaded: {error}\n{REMEDIES}"
         if config.dataset != "mnist" or config.require_full_data:
             raise DataError(message) from error
-        log.warning(
-            f"Training on mnist_sample instead (5,000 digits, about 90 % accuracy): {message}"
-        )
+        log.warning(f"Using mnist_sample instead (5,000 digits, about 90 % accuracy): {message}")
     return "mnist_sample", load_arrays("mnist_sample", config)
 
 

@@ -83,14 +83,10 @@ class MetricWriter(contextlib.AbstractContextManager["MetricWriter"]):
         found = self._path.read_text(errors="replace") if self._path.exists() else ""
         known = "".join(json.dumps(record) + "\n" for record in self.history)
         if not found.startswith(known):
-            log.warning(
-                f"{self._path} was missing or damaged; it is rewritten, and no epoch is lost"
-            )
+            log.warning(f"{self._path} was missing or damaged and is rewritten; no epoch is lost")
         elif found.count("\n") > len(self.history) + 1:  # the last epoch may not have been saved
             last = len(self.history)
-            log.warning(
-                f"checkpoints after epoch {last} are missing; those epochs are trained again"
-            )
+            log.warning(f"checkpoints after epoch {last} are missing; those epochs are repeated")
         write_whole(self._path, known)
 
     def write(self, record: dict[str, Any]) -> None:

@@ -26,10 +26,7 @@ class Workdir(contextlib.AbstractContextManager["Workdir"]):
     """A run directory, locked for one run until the context ends.
 
     In a run of several processes, only the first one locks the directory and writes to it.
-
-    Attributes:
-        path: the directory.
-        record: the content of run.json, which says which run this is, and its status.
+    `record` is the content of run.json, which says which run this is, and its status.
     """
 
     is_read_only = False  # see `open_read_only`
@@ -91,9 +88,7 @@ class Workdir(contextlib.AbstractContextManager["Workdir"]):
         with contextlib.suppress(FileNotFoundError):
             if self._lock is None or os.path.samestat(self.path.stat(), os.fstat(self._lock)):
                 return
-        raise RunError(
-            f"{self.path} was moved or deleted during the run; resume it where it is now"
-        )
+        raise RunError(f"{self.path} was moved or deleted during the run; use its new path")
 
     def __exit__(self, _: object, error: BaseException | None, traceback: object) -> None:
         """Records how the run ended, and unlocks the directory."""

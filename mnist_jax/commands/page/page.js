@@ -39,8 +39,9 @@ async function ask(source) {
   }
 }
 
-function encode(canvas) {
-  return new Promise((resolve) => canvas.toBlob(resolve));
+async function encode(canvas) {
+  const response = await fetch(canvas.toDataURL()); // toBlob may wait a second for an idle moment
+  return response.blob();
 }
 
 function show({ digit, probabilities = Array(10).fill(0), seen, hint }) {
