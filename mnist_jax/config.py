@@ -123,7 +123,7 @@ def load_config(path: str | Path) -> Config:
         config = runpy.run_path(str(path)).get("config")
     except UsageError as error:
         raise UsageError(f"{path} cannot be loaded: {error}") from error
-    except Exception as error:  # a config file is a program, and may raise anything
+    except (Exception, SystemExit) as error:  # a config file is a program, and may raise anything
         raise UsageError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
     if not isinstance(config, Config):
         raise UsageError(f"{path} must define a variable `config` that is a Config")

@@ -70,6 +70,7 @@ def train_and_evaluate(config: Config, workdir: str | Path | None = None) -> Res
         Checkpoints(folder, config.keep) as checkpoints,
     ):
         state, record = checkpoints.restore(state) or (state, {"running_train": {}, "history": []})
+        devices.check_same({"restored step": int(state.step)})
         running, history = Totals(**record["running_train"]), record["history"]
         announce(setup, state, folder)
         with MetricWriter(folder.path, history, config.num_epochs, config.tensorboard) as writer:

@@ -15,7 +15,6 @@ from typing import Any
 from unittest.mock import Mock
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -131,13 +130,11 @@ def test_seeds_end_like_single_runs(
 def test_a_seed_whose_loss_is_not_finite_is_named_and_left_out(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train_seeds = seeds.train_seeds
-
     def spoil(setup: Setup, numbers: Sequence[int]) -> TrainState:
-        """The final states; the second one has parameters that are not numbers."""
-        states = train_seeds(setup, numbers)
-        params = jax.tree.map(lambda array: array.at[1].set(jnp.nan), states.params)
-        return states._replace(params=params)
+        """Two initial states; the second one has parameters that are not numbers."""
+        state = init_train_state(setup)
+        params = jax.tree.map(lambda array: np.stack([array, np.nan * array]), state.params)
+        return state._replace(params=params)
 
     monkeypatch.setattr(seeds, "train_seeds", spoil)
     config = replace(config, num_epochs=1, validation_size=500, hidden_sizes=(16,))
@@ -201,7 +198,6 @@ def test_check_confirms_the_known_numbers(sample_dir: Path, call_check: Any) -> 
     [
         (["--learning-rate", "0.01"], "the loss of step 2 is"),
         (["--batch-size", "4000"], "only 1 steps were run; 10 are compared"),
-        (["--optimizer", "sgd", "--learning-rate", "1e30"], "the loss is not finite at step 2"),
         (["--require-platform", "tpu"], "tpu is required, but JAX runs on"),
         (["--dataset", "fashion_mnist"], "no numbers are known for fashion_mnist"),
         (["--dataset", "mnist"], "mnist cannot be loaded"),  # does not fall back on the sample

@@ -151,9 +151,9 @@ def test_large_pictures_from_everyone_take_little_memory(sample_run: Result) -> 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium") or pytest.skip("chromium is not installed")
+    path = shutil.which("chromium") or shutil.which("google-chrome") or pytest.skip("no Chromium")
     with api.sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 These tests write docs/messages.md, the table of messages. After a change of a message, run:
 
-    MNIST_JAX_WRITE_MESSAGES=1 pytest -p no:randomly tests/test_messages.py
+    MNIST_JAX_WRITE_MESSAGES=1 pytest tests/test_messages.py
 """
 
 import contextlib

@@ -74,7 +74,8 @@ def test_a_run_on_the_sample_continues_with_it_when_mnist_can_be_loaded(
 ) -> None:
     shutil.copy(sample_dir / "mnist_jax" / "mnist_sample.npz", cache_of(config).parent)
     assert find_arrays(config, tmp_path)[0] == "mnist"
-    (tmp_path / "run.json").write_text(json.dumps({"format": 2, "dataset": "mnist_sample"}))
+    record = {"format": 2, "fingerprint": {"dataset": "mnist_sample"}}
+    (tmp_path / "run.json").write_text(json.dumps(record))
     assert find_arrays(config, tmp_path)[0] == "mnist_sample"
     with pytest.raises(DataError, match="uses mnist_sample, not the full data"):
         find_arrays(Config(data_dir=config.data_dir, require_full_data=True), tmp_path)

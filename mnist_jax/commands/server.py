@@ -30,8 +30,9 @@ def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
-    except OSError as error:
-        reason = str(error.strerror).partition(" (while")[0]  # Python repeats the address
+    except (OSError, TypeError, ValueError) as error:  # the last two: not a host name
+        reason = getattr(error, "strerror", None) or str(error)
+        reason = reason.partition(" (while")[0]  # Python repeats the address
         raise RunError(f"cannot listen on --host {host} --port {port}: {reason}") from error
 
 

@@ -46,7 +46,7 @@ def find_arrays(config: Config, workdir: str | Path | None = None) -> tuple[str,
     """
     run = Path(os.path.expanduser(workdir)) if workdir else None
     record = read_record(run) if run and (run / RECORD).exists() else {}
-    if config.dataset == "mnist" and record.get("dataset") == "mnist_sample":
+    if config.dataset == "mnist" and record and record["fingerprint"]["dataset"] == "mnist_sample":
         if config.require_full_data:
             raise DataError(f"{run} uses mnist_sample, not the full data; use another --workdir")
         return "mnist_sample", load_arrays("mnist_sample", config)

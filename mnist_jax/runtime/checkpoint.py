@@ -4,6 +4,7 @@ Orbax does not detect corruption, so we store digests.
 """
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -171,6 +172,9 @@ def _find_refusal(error: Exception, path: Path) -> str | None:
             return f"no permission for {file}"
     missing = FileNotFoundError, NotADirectoryError, IsADirectoryError
     is_refused = isinstance(error, OSError) and not isinstance(error, missing)
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # of TensorStore
+    if code and int(code[1]) not in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+        is_refused = True
     return str(error) if is_refused or "RESOURCE_EXHAUSTED" in str(error) else None
 
 

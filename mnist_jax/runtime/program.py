@@ -101,13 +101,14 @@ def run_program(function: Callable[[], int | None]) -> int:
     enable_compilation_cache()
     try:
         code = function() or 0
+        sys.stdout.flush()  # fails here if the disk is full
     except Exception as error:
         code = report_error(error)
     except KeyboardInterrupt:
         print_error("interrupted")
         code = 128 + signal.SIGINT
     except SystemExit as error:  # by the parser, or by SIGTERM
-        code = int(error.code or 0)
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
     devices.leave_processes(failed=code not in (0, INTERRUPTED))
     return code
 

@@ -149,9 +149,11 @@ def differences(saved: dict[str, Any], now: dict[str, Any]) -> str:
     """What differs between two dictionaries, as text; "" if their JSON is the same."""
     found = []
     for name in dict.fromkeys([*saved, *now]):
-        before, after = json.dumps(saved.get(name)), json.dumps(now.get(name))
+        before, after = saved.get(name), json.loads(json.dumps(now.get(name)))
         if before != after:
-            found.append(f"{name} is {before} in the saved run and {after} now")
+            found.append(
+                f"{name} is {json.dumps(before)} in the saved run and {json.dumps(after)} now"
+            )
     return "; ".join(found)
 
 
