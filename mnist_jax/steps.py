@@ -23,7 +23,7 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Sums over the valid examples of a batch; a first axis, if any, is that of the batches."""
+    """Sums over the valid examples of a batch; for several batches, the first axis is the batch."""
 
     loss_sum: Float[Array, "*batches"]
     correct: Int[Array, "*batches"]
@@ -31,7 +31,7 @@ class Metrics(NamedTuple):
 
 
 def split_seed(seed: int) -> tuple[PRNGKeyArray, PRNGKeyArray]:
-    """The key of the initial parameters, and that of the orders of the epochs."""
+    """The keys for the initial parameters and for the orders of the epochs."""
     init_key, order_key = jax.random.split(jax.random.key(seed, impl="threefry2x32"))
     return init_key, order_key
 

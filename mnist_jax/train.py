@@ -182,7 +182,7 @@ def train_epoch(
     order = pipeline.epoch_order(order_key, epoch, num_train, setup.batch_size)
     start, chunk_size = int(state.step) - steps_before, setup.config.steps_per_chunk
     while start < setup.num_steps:
-        end = (start // chunk_size + 1) * chunk_size  # the same ends in a resumed epoch
+        end = (start // chunk_size + 1) * chunk_size  # a resumed epoch ends its chunks there, too
         rows = devices.split_batches(order[start:end], setup.mesh)
         state, metrics = train_steps(
             state, setup.dataset.examples, rows, model=setup.model, tx=setup.tx

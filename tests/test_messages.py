@@ -30,7 +30,7 @@ HEADER = """\
 
 `tests/test_messages.py` writes this table: it tries every row. Where no command is named, the
 flags are those of `python -m mnist_jax train`. Exit codes: 0 the run continued and finished, 1 the
-run failed, 2 wrong usage. If the exit code is not 0, no file has changed. Help that follows a
+run failed, 2 wrong usage. If the exit code is not 0, no existing file has changed. Help after a
 message is not shown.
 
 | what is wrong | exit code | message |

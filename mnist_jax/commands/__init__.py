@@ -1,1 +1,1 @@
-"""What people do with the trainer, beside training: thin over its functions."""
+"""The commands other than `train`: thin layers over the functions of the package."""

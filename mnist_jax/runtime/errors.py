@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 class UsageError(Exception):
-    """A wrong flag, setting or config file. Exit code 2. tyro would reword a ValueError."""
+    """A wrong flag, setting or config file. Exit code 2. No ValueError: tyro would reword it."""
 
 
 class RunError(Exception):

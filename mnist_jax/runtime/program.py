@@ -27,7 +27,7 @@ OUT_OF_MEMORY = "RESOURCE_EXHAUSTED|[Oo]ut of memory"  # in the messages of XLA
 
 
 class TolerantConsole(Console):
-    """A console that survives a closed pipe: Ctrl-C also ends `tee` in `train | tee`."""
+    """A console that ignores a closed pipe: Ctrl-C ends `tee` in `train | tee`, too."""
 
     def on_broken_pipe(self) -> None:
         with contextlib.suppress(SystemExit):
