@@ -94,7 +94,7 @@ def few_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def publish(few_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """`publish(url)` makes the files of few_dir the official MNIST files, to be had at `url`."""
+    """`publish(url)`: TFDS then takes `url` for the address of MNIST, and few_dir for its files."""
     from tensorflow_datasets.core.download import checksums
 
     from mnist_jax.data import tfds_builders

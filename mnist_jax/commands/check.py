@@ -33,7 +33,7 @@ LOSS_TOLERANCE = 1e-3  # relative; on another device or version, ten steps diffe
 class Options(RunOptions):
     """Train, compare with the known numbers of the default config, and print a JSON object.
 
-    For a new accelerator or a new version of JAX. The exit code is 1 if a number is wrong.
+    For a new accelerator or a new version of JAX. A wrong number or an error gives exit code 1.
     """
 
     require_platform: Platform = None
@@ -41,7 +41,7 @@ class Options(RunOptions):
 
 
 def main(options: Options) -> int:
-    """Trains, compares and prints the object. Returns 1 if a number is wrong, otherwise 0.
+    """Trains, compares and prints the object. Returns 1 if a number is wrong or an error occurs.
 
     Every error becomes a reason in the object: a new version of JAX may raise anything.
     """
