@@ -33,7 +33,7 @@ ROUNDS = 7
 
 def main() -> None:
     """Prints one line for each number of devices. A new process measures each line."""
-    print("devices   step, ms   all-reduces in it   one of 1.6 MB, ms   an empty program, ms")
+    print("devices   a step, ms   all-reduces in a step   one of 1.6 MB, ms   a tiny program, ms")
     given = os.environ.get("XLA_FLAGS", "")
     for devices in (1, 2, 4, 8):
         flags = f"{given} --xla_force_host_platform_device_count={devices}"

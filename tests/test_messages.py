@@ -19,7 +19,7 @@ from mnist_jax.__main__ import COMMANDS
 from mnist_jax.data.tfds_builders import FILE_NAMES
 from mnist_jax.runtime.cli import parse
 from mnist_jax.runtime.program import run_program
-from mnist_jax.runtime.workdir import Workdir, read_record
+from mnist_jax.runtime.workdir import RunDirectory, read_run_info
 from mnist_jax.train import Result
 from tests.helpers import flip_byte, read_history, small_disk, snapshot
 
@@ -28,10 +28,10 @@ TABLE = ROOT / "docs" / "messages.md"
 HEADER = """\
 # Messages about wrong input
 
-`tests/test_messages.py` writes this table: it tries every row. Where no command is named, the
-flags are those of `python -m mnist_jax train`. Exit codes: 0 the run continued and finished, 1 the
-run failed, 2 wrong usage. If the exit code is not 0, no existing file has changed. Help after a
-message is not shown.
+`tests/test_messages.py` tries every row and writes this table. Flags without a command belong to
+`python -m mnist_jax train`. Exit code 0: the run continued and finished; 1: the run failed; 2: wrong
+usage. If the exit code is not 0, no existing file has changed. The table leaves out the help that
+follows some messages.
 
 | what is wrong | exit code | message |
 | --- | --- | --- |
@@ -57,7 +57,7 @@ def damage(*steps: int) -> None:
 
 
 def occupy() -> None:
-    OPEN.enter_context(Workdir("run", read_record(Path("run"))["fingerprint"]))
+    OPEN.enter_context(RunDirectory("run", read_run_info(Path("run"))["fingerprint"]))
 
 
 def mount(size: str) -> None:
