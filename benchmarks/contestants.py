@@ -22,34 +22,28 @@ def mnist_jax(data: Data) -> Contestant:
     """This project: what `train_and_evaluate` calls, without logs and checkpoints."""
     import jax
 
+    from mnist_jax import train
     from mnist_jax.config import Config
     from mnist_jax.data.pipeline import Dataset, Examples
     from mnist_jax.runtime.devices import make_mesh
-    from mnist_jax.train import evaluate_split, init_train_state, set_up
-    from mnist_jax.train import train_epoch as train_epoch_in_chunks
 
-    examples = Examples(
-        images=np.concatenate([data.train_images, data.test_images]),
-        labels=np.concatenate([data.train_labels, data.test_labels]),
-    )
+    images = np.concatenate([data.train_images, data.test_images])
+    labels = np.concatenate([data.train_labels, data.test_labels])
     num_train = len(data.train_labels)
-    splits = {"train": range(num_train), "test": range(num_train, len(examples.labels))}
-    setup = set_up(Config(), Dataset("mnist", examples, splits), make_mesh())
-    state = init_train_state(setup)
+    splits = {"train": range(num_train), "test": range(num_train, len(labels))}
+    setup = train.set_up(Config(), Dataset("mnist", Examples(images, labels), splits), make_mesh())
+    state = train.init_train_state(setup)
     epoch = 0
 
     def train_epoch() -> None:
         nonlocal state, epoch
         epoch += 1
-        chunks = train_epoch_in_chunks(setup, state, epoch)
+        chunks = train.train_epoch(setup, state, epoch)
         for state, _ in chunks:
             pass
         jax.block_until_ready(state)
 
-    def test() -> float:
-        return evaluate_split(setup, state, "test").accuracy
-
-    return Contestant(train_epoch, test)
+    return Contestant(train_epoch, lambda: train.evaluate_split(setup, state, "test").accuracy)
 
 
 def flax_nnx(data: Data) -> Contestant:
@@ -58,27 +52,7 @@ def flax_nnx(data: Data) -> Contestant:
     import optax
     from flax import nnx
 
-    class Model(nnx.Module):
-        def __init__(self, rngs: nnx.Rngs) -> None:
-            init = nnx.initializers.glorot_uniform()
-            self.linear1 = nnx.Linear(784, HIDDEN, kernel_init=init, rngs=rngs)
-            self.linear2 = nnx.Linear(HIDDEN, 10, kernel_init=init, rngs=rngs)
-
-        def __call__(self, x: Any) -> Any:
-            return self.linear2(nnx.relu(self.linear1(x)))
-
-    def loss_fn(model: Model, batch: Any) -> Any:
-        logits = model(batch["image"])
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
-        return loss, logits
-
-    @nnx.jit
-    def train_step(model: Model, optimizer: Any, metrics: Any, batch: Any) -> None:
-        (loss, logits), grads = nnx.value_and_grad(loss_fn, has_aux=True)(model, batch)
-        metrics.update(loss=loss, logits=logits, labels=batch["label"])
-        optimizer.update(model, grads)
-
-    model = Model(nnx.Rngs(0))
+    model, train_step = make_flax_model(), make_flax_step()
     tx = optax.rmsprop(LEARNING_RATE, decay=DECAY, eps=EPS, eps_in_sqrt=False)
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     metrics = nnx.MultiMetric(accuracy=nnx.metrics.Accuracy(), loss=nnx.metrics.Average("loss"))
@@ -98,25 +72,53 @@ def flax_nnx(data: Data) -> Contestant:
     return Contestant(train_epoch, test)
 
 
-def keras_jax(data: Data, steps_per_execution: int = 1) -> Contestant:
+def make_flax_model() -> Any:
+    from flax import nnx
+
+    class Model(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            init = nnx.initializers.glorot_uniform()
+            self.linear1 = nnx.Linear(784, HIDDEN, kernel_init=init, rngs=rngs)
+            self.linear2 = nnx.Linear(HIDDEN, 10, kernel_init=init, rngs=rngs)
+
+        def __call__(self, x: Any) -> Any:
+            return self.linear2(nnx.relu(self.linear1(x)))
+
+    return Model(nnx.Rngs(0))
+
+
+def make_flax_step() -> Any:
+    """Returns a compiled function that updates model, optimizer and metrics with one batch."""
+    import optax
+    from flax import nnx
+
+    def loss_fn(model: Any, batch: Any) -> Any:
+        logits = model(batch["image"])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return losses.mean(), logits
+
+    @nnx.jit
+    def train_step(model: Any, optimizer: Any, metrics: Any, batch: Any) -> None:
+        (loss, logits), grads = nnx.value_and_grad(loss_fn, has_aux=True)(model, batch)
+        metrics.update(loss=loss, logits=logits, labels=batch["label"])
+        optimizer.update(model, grads)
+
+    return train_step
+
+
+def keras_jax(data: Data, steps: int = 1) -> Contestant:
     """The original lesson, on the JAX backend of Keras 3."""
     os.environ["KERAS_BACKEND"] = "jax"
     import keras
 
     train_labels = keras.utils.to_categorical(data.train_labels, 10)
     test_labels = keras.utils.to_categorical(data.test_labels, 10)
-    model = keras.Sequential(
-        [
-            keras.layers.Input((784,)),
-            keras.layers.Dense(HIDDEN, activation="relu"),
-            keras.layers.Dense(10, activation="softmax"),
-        ]
-    )
+    hidden = keras.layers.Dense(HIDDEN, activation="relu")
+    output = keras.layers.Dense(10, activation="softmax")
+    model = keras.Sequential([keras.layers.Input((784,)), hidden, output])
+    optimizer = keras.optimizers.RMSprop(LEARNING_RATE, rho=DECAY, epsilon=EPS)
     model.compile(
-        optimizer=keras.optimizers.RMSprop(LEARNING_RATE, rho=DECAY, epsilon=EPS),
-        loss="categorical_crossentropy",
-        metrics=["accuracy"],
-        steps_per_execution=steps_per_execution,
+        optimizer, loss="categorical_crossentropy", metrics=["accuracy"], steps_per_execution=steps
     )
 
     def train_epoch() -> None:
@@ -131,42 +133,23 @@ def keras_jax(data: Data, steps_per_execution: int = 1) -> Contestant:
 
 def keras_jax_50(data: Data) -> Contestant:
     """The same, but Keras runs 50 steps before it returns to Python."""
-    return keras_jax(data, steps_per_execution=50)
+    return keras_jax(data, steps=50)
 
 
 def torch_eager(data: Data, compiled: bool = False) -> Contestant:
     """The usual PyTorch loop. A DataLoader would make it several times slower."""
     import torch
 
-    torch.manual_seed(0)
-    linear1, linear2 = torch.nn.Linear(784, HIDDEN), torch.nn.Linear(HIDDEN, 10)
-    for layer in (linear1, linear2):
-        torch.nn.init.xavier_uniform_(layer.weight)
-        torch.nn.init.zeros_(layer.bias)
-    model = torch.nn.Sequential(linear1, torch.nn.ReLU(), linear2)
-    optimizer = torch.optim.RMSprop(model.parameters(), LEARNING_RATE, alpha=DECAY, eps=EPS)
+    model = make_torch_model()
+    train_step = make_torch_step(model, compiled)
     train_images = torch.from_numpy(data.train_images)
     train_labels = torch.from_numpy(data.train_labels).long()  # cross_entropy needs int64
-
-    def loss_fn(images: Any, labels: Any) -> Any:
-        logits = model(images)
-        loss = torch.nn.functional.cross_entropy(logits, labels)
-        return loss, (logits.argmax(1) == labels).sum()
-
-    update = optimizer.step
-    if compiled:
-        # dynamic=False compiles one program for 128 examples and another for the last 96.
-        loss_fn = torch.compile(loss_fn, dynamic=False)
-        update = torch.compile(optimizer.step)
 
     def train_epoch() -> None:
         loss_sum, correct = torch.zeros(()), torch.zeros((), dtype=torch.long)
         for rows in batches(torch.randperm(len(train_labels))):
-            optimizer.zero_grad()
-            loss, batch_correct = loss_fn(train_images[rows], train_labels[rows])
-            loss.backward()
-            update()
-            loss_sum += loss.detach() * len(rows)
+            loss, batch_correct = train_step(train_images[rows], train_labels[rows])
+            loss_sum += loss * len(rows)
             correct += batch_correct
 
     def test() -> float:
@@ -177,18 +160,51 @@ def torch_eager(data: Data, compiled: bool = False) -> Contestant:
     return Contestant(train_epoch, test)
 
 
+def make_torch_model() -> Any:
+    import torch
+
+    torch.manual_seed(0)
+    linear1, linear2 = torch.nn.Linear(784, HIDDEN), torch.nn.Linear(HIDDEN, 10)
+    for layer in (linear1, linear2):
+        torch.nn.init.xavier_uniform_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    return torch.nn.Sequential(linear1, torch.nn.ReLU(), linear2)
+
+
+def make_torch_step(model: Any, compiled: bool) -> Any:
+    """Returns a step: it trains on a batch, and returns the loss and the number correct."""
+    import torch
+
+    def loss_fn(images: Any, labels: Any) -> Any:
+        logits = model(images)
+        loss = torch.nn.functional.cross_entropy(logits, labels)
+        return loss, (logits.argmax(1) == labels).sum()
+
+    optimizer = torch.optim.RMSprop(model.parameters(), LEARNING_RATE, alpha=DECAY, eps=EPS)
+    update = optimizer.step
+    if compiled:
+        # dynamic=False compiles one program for 128 examples and another for the last 96.
+        loss_fn = torch.compile(loss_fn, dynamic=False)
+        update = torch.compile(optimizer.step)
+
+    def train_step(images: Any, labels: Any) -> tuple[Any, Any]:
+        optimizer.zero_grad()
+        loss, correct = loss_fn(images, labels)
+        loss.backward()
+        update()
+        return loss.detach(), correct
+
+    return train_step
+
+
 def torch_compile(data: Data) -> Contestant:
     """The same with a compiled loss, gradient and update."""
     return torch_eager(data, compiled=True)
 
 
-CONTESTANTS = {
-    function.__name__: function
-    for function in (
-        mnist_jax, flax_nnx, keras_jax, keras_jax_50, torch_eager, torch_compile,
-        products_numpy, products_torch, update_numpy, update_torch,
-    )
-}  # fmt: skip
+LIBRARIES = (mnist_jax, flax_nnx, keras_jax, keras_jax_50, torch_eager, torch_compile)
+LIMITS = (products_numpy, products_torch, update_numpy, update_torch)
+CONTESTANTS = {function.__name__: function for function in (*LIBRARIES, *LIMITS)}
 
 
 def main() -> None:
