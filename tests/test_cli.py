@@ -51,7 +51,7 @@ def test_the_flags_of_one_of_several_processes_must_fit() -> None:
     for change, message in (
         ({"coordinator_address": None}, "give all three"),
         ({"distributed": True}, "or only --distributed"),
-        ({"num_processes": 0}, "num_processes is 0; it must be at least 1"),
+        ({"num_processes": 1}, "process_id is 1; it must be below num_processes"),
     ):
         with pytest.raises(UsageError, match=message):
             LaunchOptions(**flags | change)

@@ -1,5 +1,6 @@
 """`demo`: a digit drawn in Chromium is recognized, and no request breaks the server."""
 
+import asyncio
 import contextlib
 import importlib.util
 import os
@@ -59,19 +60,39 @@ def test_a_busy_port_is_named() -> None:
             server.listen("127.0.0.1", port)
 
 
-def test_only_pages_of_this_machine_are_allowed() -> None:
-    here = [
+def test_only_the_page_itself_may_send_requests() -> None:
+    own = [
         {"host": "127.0.1.1:7860"},  # Debian's address for the machine's own name
-        {"host": "localhost:7860", "origin": "http://127.0.0.1:7860"},
+        {"host": "localhost:7860", "origin": "http://localhost:7860"},
         {"host": "[::1]:7860", "origin": "http://[::1]:7860"},
     ]
-    elsewhere = [
-        {"host": "127.0.0.1.a.page.elsewhere:7860"},
-        {"host": "localhost", "origin": "http://192.168.0.2"},
-        {"host": "localhost", "origin": "null"},
+    elsewhere = [{"host": "a.page.elsewhere:7860"}, {"host": "127.0.0.1.a.page.elsewhere:7860"}]
+    foreign = [
+        {"host": "localhost:7860", "origin": "http://localhost:8000"},  # another server's page
+        {"host": "localhost:7860", "origin": "http://192.168.0.2"},
+        {"host": "localhost:7860", "origin": "null"},
         {"host": "["},
     ]
-    assert [headers for headers in here + elsewhere if server.is_from_here(headers)] == here
+    requests = own + elsewhere + foreign
+    assert [headers for headers in requests if server.is_allowed(headers, True)] == own
+    assert [headers for headers in requests if server.is_allowed(headers, False)] == own + elsewhere
+
+
+def test_a_slow_upload_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("starlette", reason="the extra `demo` is not installed")
+    monkeypatch.setattr(server, "UPLOAD_SECONDS", 0.01)
+    headers = [(b"host", b"localhost")]
+    scope = {"type": "http", "method": "POST", "path": "/answer", "headers": headers}
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> None:
+        await asyncio.sleep(60)
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    asyncio.run(server.build_app(lambda picture: {}, is_local=True)(scope, receive, send))
+    assert sent[0]["status"] == 408
 
 
 @contextlib.contextmanager

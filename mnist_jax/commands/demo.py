@@ -10,7 +10,7 @@ import numpy as np
 from mnist_jax.commands import server
 from mnist_jax.inference.images import ImageError, encode_png, read_image
 from mnist_jax.inference.predictor import Predictor, load_predictor
-from mnist_jax.runtime.cli import Folder, Range, check_fields
+from mnist_jax.runtime.cli import Folder, Range, require_packages
 from mnist_jax.runtime.program import console
 
 
@@ -25,13 +25,10 @@ class Options:
     port: Annotated[int, Range(0, 65536)] = 7860
     """The port to listen on; 0 for any free port."""
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-
 
 def main(options: Options) -> None:
     """Serves the page until SIGINT or SIGTERM."""
-    server.check_installed()
+    require_packages("demo", "starlette", "uvicorn")
     warnings.filterwarnings("ignore", module="PIL")  # about the pictures that are sent
     listener = server.listen(options.host, options.port)
     predictor = load_predictor(options.workdir, only_digits=True)

@@ -17,7 +17,7 @@ from scipy.special import stdtrit
 from mnist_jax.config import Config, RunOptions
 from mnist_jax.data import pipeline
 from mnist_jax.runtime import devices
-from mnist_jax.runtime.cli import Platform, Range, check_fields
+from mnist_jax.runtime.cli import Platform, Range
 from mnist_jax.runtime.errors import RunError, UsageError
 from mnist_jax.runtime.metric_writer import Totals
 from mnist_jax.runtime.program import console
@@ -39,18 +39,16 @@ class Options(RunOptions):
     require_platform: Platform = None
     """Fail instead of running on another platform."""
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-        dataclasses.replace(self.config, seed=self.config.seed + self.num_seeds - 1)  # checks it
-        for name in UNUSED_SETTINGS:
-            if getattr(self.config, name) != getattr(Config, name):
-                raise UsageError(f"{name} is set, but has no effect on many seeds; leave it out")
-
 
 def main(options: Options) -> None:
     """Trains, prints a table, and writes the JSON file; RunError if some losses are not finite."""
+    config = options.config
+    dataclasses.replace(config, seed=config.seed + options.num_seeds - 1)  # checks the last seed
+    for name in UNUSED_SETTINGS:
+        if getattr(config, name) != getattr(Config, name):
+            raise UsageError(f"{name} is set, but has no effect on many seeds; leave it out")
     devices.check_platform(options.require_platform)
-    out, config = check_writable(options.out), options.config
+    out = check_writable(options.out)
     started = time.perf_counter()
     setup = set_up(config, pipeline.load_dataset(config), devices.make_mesh())
     results: dict[str, Any] = {

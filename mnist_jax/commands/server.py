@@ -1,7 +1,6 @@
 """The web server of the page: Starlette on uvicorn, both of the extra `demo`."""
 
 import asyncio
-import importlib.util
 import ipaddress
 import socket
 from collections.abc import Callable, Mapping
@@ -9,20 +8,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from mnist_jax.runtime.errors import RunError, UsageError
+from mnist_jax.runtime.errors import RunError
 from mnist_jax.runtime.program import Signals
 
 PAGE = Path(__file__).parent / "page"
 MAX_BYTES = 8_000_000  # of a picture; page.js has the same number
 MAX_PICTURES = 2  # at the same time: reading one may take 300 MB
+UPLOAD_SECONDS = 60  # for a picture to arrive
 MAX_REQUESTS = 64  # further requests are rejected
 Answer = Callable[[bytes], dict[str, Any]]
-
-
-def check_installed() -> None:
-    """Raises UsageError if the libraries of the server are not installed."""
-    if not (importlib.util.find_spec("starlette") and importlib.util.find_spec("uvicorn")):
-        raise UsageError('the page needs starlette and uvicorn: pip install -e ".[demo]"')
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -46,8 +40,7 @@ def serve(listener: socket.socket, answer: Answer) -> None:
     """Serves the page until SIGINT or SIGTERM; `answer` returns the JSON for an image file."""
     import uvicorn
 
-    is_local = ipaddress.ip_address(listener.getsockname()[0]).is_loopback
-    app = build_app(answer, is_local)
+    app = build_app(answer, ipaddress.ip_address(listener.getsockname()[0]).is_loopback)
     config = uvicorn.Config(
         app, log_level="error", limit_concurrency=MAX_REQUESTS, timeout_graceful_shutdown=1
     )
@@ -56,7 +49,7 @@ def serve(listener: socket.socket, answer: Answer) -> None:
 
 
 def build_app(answer: Answer, is_local: bool) -> Any:
-    """The page as an ASGI application; if `is_local`, only this machine's pages may use it."""
+    """The page as an ASGI application; if `is_local`, only under a name of this machine."""
     from anyio import CapacityLimiter, to_thread
     from starlette.applications import Starlette
     from starlette.requests import ClientDisconnect, Request
@@ -69,12 +62,15 @@ def build_app(answer: Answer, is_local: bool) -> Any:
     async def answer_picture(request: Request) -> Response:
         picture = bytearray()
         try:
-            async for block in request.stream():
-                picture += block
-                if len(picture) > MAX_BYTES:
-                    return PlainTextResponse("This picture is too large.", 413)
+            async with asyncio.timeout(UPLOAD_SECONDS):
+                async for block in request.stream():
+                    picture += block
+                    if len(picture) > MAX_BYTES:
+                        return PlainTextResponse("This picture is too large.", 413)
             found = await to_thread.run_sync(lambda: answer(bytes(picture)), limiter=limiter)
             return JSONResponse(found)
+        except TimeoutError:
+            return PlainTextResponse("This picture arrives too slowly.", 408)
         except (ClientDisconnect, asyncio.CancelledError):  # uvicorn cancels requests at its end
             return PlainTextResponse("The server has stopped.", 503)
 
@@ -86,23 +82,25 @@ def build_app(answer: Answer, is_local: bool) -> Any:
     )
 
     async def guarded(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http" and is_local and not is_from_here(Request(scope).headers):
-            await PlainTextResponse("only for pages of this machine", 403)(scope, receive, send)
+        if scope["type"] == "http" and not is_allowed(Request(scope).headers, is_local):
+            await PlainTextResponse("only for this server's own page", 403)(scope, receive, send)
         else:
             await app(scope, receive, send)
 
     return guarded
 
 
-def is_from_here(headers: Mapping[str, str]) -> bool:
-    """Whether a request names this machine as its host, and comes from its page or a program.
+def is_allowed(headers: Mapping[str, str], is_local: bool) -> bool:
+    """Whether a request comes from our own page, or from a program that is no browser.
 
-    Any other web page that the user has open could send requests to this machine, also under a
-    host name of its own that leads here.
+    Browsers name the page that sends a request in Origin. If `is_local`, Host must be this machine:
+    the owner of another page could let a name of theirs lead to this address.
     """
-    urls = f"//{headers.get('host', '')}", headers.get("origin", "//localhost")
+    host = headers.get("host", "")
     try:
-        hosts = [urlsplit(url).hostname or "" for url in urls]
-        return all(host == "localhost" or ipaddress.ip_address(host).is_loopback for host in hosts)
+        if urlsplit(headers.get("origin", f"//{host}")).netloc != host:
+            return False
+        name = urlsplit(f"//{host}").hostname or ""
+        return not is_local or name == "localhost" or ipaddress.ip_address(name).is_loopback
     except ValueError:  # another name, or not a URL
         return False

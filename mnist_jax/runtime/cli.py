@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import importlib.util
 import os
 import typing
 from collections.abc import Sequence
@@ -70,7 +71,17 @@ def parse(options: type[T], prog: str, args: Sequence[str] | None = None) -> T:
     """
     read_defaults = getattr(options, "defaults", None)
     default = read_defaults(args) if read_defaults else None
-    return tyro.cli(options, prog=prog, description=options.__doc__, default=default, args=args)  # pyright: ignore[reportReturnType]
+    parsed: Any = tyro.cli(
+        options, prog=prog, description=options.__doc__, default=default, args=args
+    )
+    check_fields(parsed)
+    return parsed
+
+
+def require_packages(extra: str, *names: str) -> None:
+    """Raises UsageError if a package is missing that the optional dependencies `extra` install."""
+    if not all(importlib.util.find_spec(name) for name in names):
+        raise UsageError(f'{extra} needs {" and ".join(names)}: pip install -e ".[{extra}]"')
 
 
 def find_preset(args: Sequence[str] | None, name_in_workdir: str) -> str | None:
@@ -101,7 +112,6 @@ class LaunchOptions:
     """Number of this process, from 0."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
         flags = [self.coordinator_address, self.num_processes, self.process_id]
         if flags == [None, None, None]:
             return
