@@ -79,7 +79,7 @@ def time_first_step(watch: StopWatch) -> None:
     from mnist_jax.runtime.cli import parse
     from mnist_jax.runtime.devices import make_mesh
     from mnist_jax.runtime.program import enable_compilation_cache
-    from mnist_jax.runtime.workdir import Workdir
+    from mnist_jax.runtime.workdir import RunDirectory
 
     enable_compilation_cache()
     config = parse(train.Options, prog="start.py").config
@@ -96,7 +96,7 @@ def time_first_step(watch: StopWatch) -> None:
     watch.lap("data to the device, first parameters")
     with (
         tempfile.TemporaryDirectory() as directory,
-        Workdir(Path(directory, "run"), fingerprint) as workdir,
+        RunDirectory(Path(directory, "run"), fingerprint) as workdir,
         Checkpoints(workdir),
     ):
         watch.lap("Orbax, the run directory")

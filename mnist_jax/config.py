@@ -29,8 +29,8 @@ class Config:
     require_full_data: bool = False
     """Fail if mnist cannot be loaded, instead of training on mnist_sample."""
     validation_size: Annotated[int, Range(0)] = 0
-    """Number of examples to hold out from the end of the training set. They are evaluated after
-    each epoch; the test set is then evaluated once, at the end."""
+    """Number of examples to hold out from the end of the training set. Each epoch is then tested on
+    these examples, and the test set is used only once, after the last epoch."""
 
     hidden_sizes: tuple[Annotated[int, Range(1, 10**9)], ...] = (512,)
     """Units of each hidden layer, with relu, Glorot-uniform kernels and zero biases."""

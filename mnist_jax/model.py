@@ -46,11 +46,6 @@ def predict_logits(
     return model.apply({"params": params}, images)  # pyright: ignore[reportReturnType]
 
 
-def count_parameters(params: PyTree) -> int:
-    """The number of parameters: 407,050 for the default network."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
 # The rest makes XLA faster on CPUs, and changes no result.
 
 

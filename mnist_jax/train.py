@@ -13,15 +13,15 @@ from jax.sharding import Mesh
 
 from mnist_jax.config import CONFIG_FILE, Config, RunOptions
 from mnist_jax.data import pipeline
-from mnist_jax.model import count_parameters, make_model
+from mnist_jax.model import make_model
 from mnist_jax.optimizer import make_optimizer
 from mnist_jax.runtime import devices
 from mnist_jax.runtime.checkpoint import Checkpoints
-from mnist_jax.runtime.cli import Folder, LaunchOptions
+from mnist_jax.runtime.cli import Folder, LaunchOptions, require_packages
 from mnist_jax.runtime.errors import Interrupted, RunError, UsageError
-from mnist_jax.runtime.metric_writer import MetricWriter, Totals, check_tensorboard
+from mnist_jax.runtime.metric_writer import MetricWriter, Totals
 from mnist_jax.runtime.program import Signals, console, run_command, start_processes
-from mnist_jax.runtime.workdir import Workdir
+from mnist_jax.runtime.workdir import RunDirectory
 from mnist_jax.steps import Metrics, TrainState, evaluate, init_state, split_seed, train_steps
 
 ADVICE = "Lower learning_rate, or set warmup_steps"
@@ -37,6 +37,14 @@ class Setup(NamedTuple):
     num_steps: int  # per epoch
     model: nn.Module
     tx: optax.GradientTransformation
+
+
+class Run(NamedTuple):
+    """What a run writes to, and what can stop it."""
+
+    writer: MetricWriter
+    checkpoints: Checkpoints
+    signals: Signals
 
 
 class Result(NamedTuple):
@@ -56,7 +64,8 @@ def train_and_evaluate(config: Config, workdir: str | Path | None = None) -> Res
     By default, `workdir` is a new directory runs/DATE-TIME. After SIGINT or SIGTERM, the run
     finishes its chunk of steps, saves everything, and raises Interrupted.
     """
-    check_tensorboard(config.tensorboard)
+    if config.tensorboard:
+        require_packages("tensorboard", "tensorboardX")
     dataset = pipeline.load_dataset(config, workdir)
     fingerprint = pipeline.fingerprint(config, dataset)
     setup = set_up(config, dataset, devices.make_mesh())
@@ -65,21 +74,24 @@ def train_and_evaluate(config: Config, workdir: str | Path | None = None) -> Res
     # The processes must have the same settings; only the directories of data may differ.
     devices.check_same(vars(config) | {"data_dir": None, "manual_dir": None})
     with (
-        Workdir(workdir, fingerprint) as folder,  # refuses a different run
+        RunDirectory(workdir, fingerprint) as run_dir,  # refuses a different run
         Signals() as signals,
-        Checkpoints(folder, config.keep) as checkpoints,
+        Checkpoints(run_dir, config.keep) as checkpoints,
     ):
-        state, record = checkpoints.restore(state) or (state, {"running_train": {}, "history": []})
+        new_run = state, {"running_train": {}, "history": []}
+        state, progress = checkpoints.restore(state) or new_run
         devices.check_same({"restored step": int(state.step)})
-        running, history = Totals(**record["running_train"]), record["history"]
-        announce(setup, state, folder)
-        with MetricWriter(folder.path, history, config.num_epochs, config.tensorboard) as writer:
-            state = train(setup, state, running, writer, checkpoints, signals)
+        running, history = Totals(**progress["running_train"]), progress["history"]
+        announce(setup, state, run_dir)
+        with MetricWriter(run_dir.path, history, config.num_epochs, config.tensorboard) as writer:
+            state = train(setup, Run(writer, checkpoints, signals), state, running)
         train_totals = evaluate_split(setup, state, "train")
         test_totals = evaluate_split(setup, state, "test")
         checkpoints.wait()  # the result is announced once the parameters are saved
-        finish(folder, train_totals, test_totals)
-    return Result(setup.dataset.name, state, writer.history, train_totals, test_totals, folder.path)
+        finish(run_dir, train_totals, test_totals)
+    return Result(
+        setup.dataset.name, state, writer.history, train_totals, test_totals, run_dir.path
+    )
 
 
 def set_up(config: Config, dataset: pipeline.Dataset, mesh: Mesh) -> Setup:
@@ -100,13 +112,13 @@ def init_train_state(setup: Setup) -> TrainState:
     return devices.replicate(state, setup.mesh)
 
 
-def announce(setup: Setup, state: TrainState, folder: Workdir) -> None:
+def announce(setup: Setup, state: TrainState, run_dir: RunDirectory) -> None:
     """Prints and records what runs, on what, and from where."""
     config, dataset, step = setup.config, setup.dataset, int(state.step)
     last_step = config.num_epochs * setup.num_steps
     if step > last_step:
         epoch = (step - 1) // setup.num_steps + 1
-        raise UsageError(f"{folder.path} is already in epoch {epoch}; increase --num-epochs")
+        raise UsageError(f"{run_dir.path} is already in epoch {epoch}; increase --num-epochs")
     versions = devices.package_versions("mnist_jax", "jax")
     sizes = {split: len(rows) for split, rows in dataset.splits.items()}
     hardware = devices.describe_devices()
@@ -114,63 +126,67 @@ def announce(setup: Setup, state: TrainState, folder: Workdir) -> None:
     console.print(
         f"mnist_jax {versions['mnist_jax']}, jax {versions['jax']}, {hardware}\n"
         f"{dataset.name}: {counts} images\n"
-        f"{type(setup.model).__name__}: {count_parameters(state.params):,} parameters; "
+        f"{type(setup.model).__name__}: {optax.tree.size(state.params):,} parameters; "
         f"{config.optimizer}, batches of {setup.batch_size}, seed {config.seed}"
     )
     if step == last_step:
-        console.print(f"{folder.path} is finished")
+        console.print(f"{run_dir.path} is finished")
     elif step:
-        console.print(f"Resuming {folder.path} after step {step:,}")
-        (folder.path / "result.json").unlink(missing_ok=True)  # the result of fewer epochs
-    elif "status" in folder.record:
-        console.print(f"{folder.path} has no checkpoint yet; starting from the beginning")
-    folder.write_json(CONFIG_FILE, dataclasses.asdict(config))
-    folder.update(status="running", dataset=dataset.name, **sizes, **versions, devices=hardware)
+        console.print(f"Resuming {run_dir.path} after step {step:,}")
+        (run_dir.path / "result.json").unlink(missing_ok=True)  # the result of fewer epochs
+    elif "status" in run_dir.info:
+        console.print(f"{run_dir.path} has no checkpoint yet; starting from the beginning")
+    run_dir.write_json(CONFIG_FILE, dataclasses.asdict(config))
+    run_dir.update(status="running", dataset=dataset.name, **sizes, **versions, devices=hardware)
 
 
-def train(
-    setup: Setup,
-    state: TrainState,
-    running: Totals,
-    writer: MetricWriter,
-    checkpoints: Checkpoints,
-    signals: Signals,
-) -> TrainState:
-    """Trains from `state` to the last epoch. Writes metrics, saves, and stops on a signal.
+def train(setup: Setup, run: Run, state: TrainState, running: Totals) -> TrainState:
+    """Trains from `state` to the last epoch; evaluates, writes and saves after each epoch.
 
-    `running` holds the totals of the epoch in progress, of each batch before its update.
+    `running` has the totals of the epoch in progress: of each batch, before its update.
     """
-    config = setup.config
-
-    def save(is_stopping: bool) -> None:
-        record = {"running_train": dataclasses.asdict(running), "history": writer.history}
-        checkpoints.save(int(state.step), state, record)
-        if is_stopping:
-            checkpoints.wait()
-            raise Interrupted(checkpoints.workdir.path)
-
     # With a validation split, the test set is used only once, after the last epoch.
     shown = "validation" if "validation" in setup.dataset.splits else "test"
-    for epoch in range(len(writer.history) + 1, config.num_epochs + 1):
+    num_epochs = setup.config.num_epochs
+    for epoch in range(len(run.writer.history) + 1, num_epochs + 1):
         started = time.perf_counter()
-        with writer.progress_bar(epoch, setup.num_steps) as update:
-            chunks = train_epoch(setup, state, epoch)
-            for state, metrics in chunks:
-                step, running = int(state.step), running.add(*metrics)
-                update(step - (epoch - 1) * setup.num_steps, running.as_record("running_train"))
-                is_due = 0 < config.checkpoint_every_steps <= step - checkpoints.last_step
-                is_stopping = devices.any_process(signals.received)
-                if step < epoch * setup.num_steps and (is_due or is_stopping):
-                    save(is_stopping)
+        state, running = train_and_save(setup, run, epoch, state, running)
         shown_totals = evaluate_split(setup, state, shown)
-        checkpoints.wait()  # metrics.jsonl is at most one epoch ahead of the checkpoints
+        run.checkpoints.wait()  # metrics.jsonl is at most one epoch ahead of the checkpoints
         record = {"epoch": epoch, "step": int(state.step), **running.as_record("running_train")}
         seconds = time.perf_counter() - started
-        writer.write(record | shown_totals.as_record(shown) | {"seconds": seconds})
+        run.writer.write(record | shown_totals.as_record(shown) | {"seconds": seconds})
         running = Totals()
         # After the last epoch, only the final evaluation is left: a signal does not stop it.
-        save(is_stopping=epoch < config.num_epochs and devices.any_process(signals.received))
+        is_stopping = epoch < num_epochs and devices.any_process(run.signals.received)
+        save(run, state, running, is_stopping)
     return state
+
+
+def train_and_save(
+    setup: Setup, run: Run, epoch: int, state: TrainState, running: Totals
+) -> tuple[TrainState, Totals]:
+    """Trains the rest of an epoch. After each chunk, saves if that is due or a signal arrived."""
+    with run.writer.progress_bar(epoch, setup.num_steps) as update:
+        chunks = train_epoch(setup, state, epoch)
+        for state, metrics in chunks:
+            step, running = int(state.step), running.add(*metrics)
+            update(step - (epoch - 1) * setup.num_steps, running.as_record("running_train"))
+            is_due = 0 < setup.config.checkpoint_every_steps <= step - run.checkpoints.last_step
+            is_stopping = devices.any_process(run.signals.received)
+            # After the last chunk, `train` saves: the epoch must be evaluated first.
+            if step < epoch * setup.num_steps and (is_due or is_stopping):
+                save(run, state, running, is_stopping)
+    return state, running
+
+
+def save(run: Run, state: TrainState, running: Totals, is_stopping: bool) -> None:
+    """Saves the state and all metrics so far. Raises Interrupted if a signal stops the run."""
+    progress = {"running_train": dataclasses.asdict(running), "history": [*run.writer.history]}
+    run.checkpoints.save(int(state.step), state, progress)
+    if is_stopping:
+        run.checkpoints.wait()
+        raise Interrupted(run.checkpoints.run_dir.path)
 
 
 def train_epoch(
@@ -206,15 +222,15 @@ def evaluate_split(setup: Setup, state: TrainState, split: str) -> Totals:
     return totals
 
 
-def finish(folder: Workdir, train: Totals, test: Totals) -> None:
+def finish(run_dir: RunDirectory, train: Totals, test: Totals) -> None:
     """Records and prints the result."""
-    folder.write_json("result.json", train.as_record("train") | test.as_record("test"))
+    run_dir.write_json("result.json", train.as_record("train") | test.as_record("test"))
     gap = 100 * (train.accuracy - test.accuracy)
     console.print(
         f"Test accuracy: {test}\n"
         f"Accuracy of the final parameters on the training set: {train}\n"
         f"Gap: {gap:.2f} points{' of overfitting' if gap > 0 else ''}\n"
-        f"Run directory: {folder.path}"
+        f"Run directory: {run_dir.path}"
     )
 
 

@@ -15,11 +15,11 @@ import pytest
 
 from mnist_jax.runtime.checkpoint import Checkpoints
 from mnist_jax.runtime.errors import RunError
-from mnist_jax.runtime.workdir import Workdir
+from mnist_jax.runtime.workdir import RunDirectory
 from tests.helpers import flip_byte, small_disk, snapshot
 
 FINGERPRINT = {"seed": 0, "sizes": [4]}
-RECORD = {"history": [{"epoch": 1, "loss": 0.1 + 0.2}]}
+PROGRESS = {"history": [{"epoch": 1, "loss": 0.1 + 0.2}]}
 
 
 def make_tree(step: int) -> dict[str, Any]:
@@ -29,26 +29,26 @@ def make_tree(step: int) -> dict[str, Any]:
 
 
 @pytest.fixture
-def workdir(tmp_path: Path) -> Iterator[Workdir]:
+def workdir(tmp_path: Path) -> Iterator[RunDirectory]:
     """An empty run directory."""
-    with Workdir(tmp_path / "run", FINGERPRINT) as workdir:
+    with RunDirectory(tmp_path / "run", FINGERPRINT) as workdir:
         yield workdir
 
 
 @pytest.fixture
-def directory(workdir: Workdir) -> Path:
+def directory(workdir: RunDirectory) -> Path:
     """The checkpoints of steps 1 and 2 of `workdir`."""
     save(workdir, 1, 2)
     return workdir.path / "checkpoints"
 
 
-def save(workdir: Workdir, *steps: int, keep: int = 3) -> None:
+def save(workdir: RunDirectory, *steps: int, keep: int = 3) -> None:
     with Checkpoints(workdir, keep) as checkpoints:
         for step in steps:
-            checkpoints.save(step, make_tree(step), RECORD)
+            checkpoints.save(step, make_tree(step), PROGRESS)
 
 
-def restore_step(workdir: Workdir) -> int:
+def restore_step(workdir: RunDirectory) -> int:
     """Restores the newest intact checkpoint, compares it with what was saved; returns its step."""
     with Checkpoints(workdir) as checkpoints:
         restored = checkpoints.restore(make_tree(0))
@@ -56,42 +56,46 @@ def restore_step(workdir: Workdir) -> int:
     step = int(restored.tree["step"])
     chex.assert_trees_all_equal(restored.tree, make_tree(step), strict=True)  # also the dtypes
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(restored.tree))
-    assert (restored.record, checkpoints.last_step) == (RECORD, step)
+    assert (restored.progress, checkpoints.last_step) == (PROGRESS, step)
     return step
 
 
-def test_a_restored_checkpoint_equals_what_was_saved(workdir: Workdir, directory: Path) -> None:
+def test_a_restored_checkpoint_equals_what_was_saved(
+    workdir: RunDirectory, directory: Path
+) -> None:
     """On the devices of the template, or on the host if the template has none."""
     assert restore_step(workdir) == 2
-    with Checkpoints(Workdir.open_read_only(workdir.path)) as checkpoints:
+    with Checkpoints(RunDirectory.open_read_only(workdir.path)) as checkpoints:
         restored = checkpoints.restore(jax.eval_shape(make_tree, 0))
     assert restored
     assert isinstance(restored.tree["params"]["kernel"], np.ndarray)
     chex.assert_trees_all_equal(restored.tree, make_tree(2), strict=False)
 
 
-def test_a_new_run_has_no_checkpoint(workdir: Workdir) -> None:
+def test_a_new_run_has_no_checkpoint(workdir: RunDirectory) -> None:
     with Checkpoints(workdir) as checkpoints:
         assert checkpoints.restore(make_tree(0)) is None
 
 
-def test_training_may_reuse_the_memory_of_a_state_that_is_being_saved(workdir: Workdir) -> None:
+def test_training_may_reuse_the_memory_of_a_state_that_is_being_saved(
+    workdir: RunDirectory,
+) -> None:
     tree = make_tree(1)
     overwrite = jax.jit(lambda tree: jax.tree.map(lambda x: 0 * x, tree), donate_argnums=0)
     with Checkpoints(workdir) as checkpoints:
-        checkpoints.save(1, tree, RECORD)
+        checkpoints.save(1, tree, PROGRESS)
         overwrite(tree)
     assert tree["params"]["kernel"].is_deleted()
     assert restore_step(workdir) == 1
 
 
-def test_only_the_newest_checkpoints_are_kept(workdir: Workdir) -> None:
+def test_only_the_newest_checkpoints_are_kept(workdir: RunDirectory) -> None:
     save(workdir, 1, 2, 3, keep=2)
     assert sorted(os.listdir(workdir.path / "checkpoints")) == ["2", "3"]
 
 
 def test_a_flipped_byte_is_noticed_or_changes_nothing(
-    workdir: Workdir, directory: Path, caplog: pytest.LogCaptureFixture
+    workdir: RunDirectory, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In every file of the newest checkpoint, a byte at its start, middle and end."""
     files = [path for path in (directory / "2").rglob("*") if path.is_file()]
@@ -158,7 +162,7 @@ def add_empty_directory(directory: Path) -> None:
 def test_a_damaged_checkpoint_is_named_and_replaced(
     damage: Callable[[Path], None],
     message: str,
-    workdir: Workdir,
+    workdir: RunDirectory,
     directory: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -171,24 +175,24 @@ def test_a_damaged_checkpoint_is_named_and_replaced(
         chex.assert_trees_all_equal(restored.tree, make_tree(1))
         assert f"{directory}{message}" in caplog.text
         assert snapshot(directory) == before  # a restore changes nothing
-        checkpoints.save(2, make_tree(2), RECORD)
+        checkpoints.save(2, make_tree(2), PROGRESS)
     assert restore_step(workdir) == 2
     assert sorted(os.listdir(directory)) == ["1", "2"]
 
 
 def test_an_intact_checkpoint_is_kept_until_a_newer_one_is_saved(
-    workdir: Workdir, directory: Path
+    workdir: RunDirectory, directory: Path
 ) -> None:
     change_record(directory)
     with Checkpoints(workdir, keep=1) as checkpoints:
         assert checkpoints.restore(make_tree(0))
         assert sorted(os.listdir(directory)) == ["1", "2"]
-        checkpoints.save(2, make_tree(2), RECORD)
+        checkpoints.save(2, make_tree(2), PROGRESS)
     assert sorted(os.listdir(directory)) == ["2"]
 
 
 def test_checkpoints_that_are_all_damaged_or_missing_are_refused(
-    workdir: Workdir, directory: Path
+    workdir: RunDirectory, directory: Path
 ) -> None:
     for path in directory.glob("*/record/metadata"):
         path.write_text("{}")
@@ -200,7 +204,7 @@ def test_checkpoints_that_are_all_damaged_or_missing_are_refused(
         checkpoints.restore(make_tree(0))
 
 
-def test_another_model_is_named_leaf_by_leaf(workdir: Workdir, directory: Path) -> None:
+def test_another_model_is_named_leaf_by_leaf(workdir: RunDirectory, directory: Path) -> None:
     with Checkpoints(workdir) as checkpoints, pytest.raises(RunError) as caught:
         checkpoints.restore(make_tree(0) | {"params": {"kernel": jnp.ones((300, 5))}})
     message = str(caught.value)
@@ -212,7 +216,7 @@ def test_another_model_is_named_leaf_by_leaf(workdir: Workdir, directory: Path) 
     assert "['step']" not in message  # the same in both
 
 
-def test_a_checkpoint_of_another_run_is_refused(workdir: Workdir, directory: Path) -> None:
+def test_a_checkpoint_of_another_run_is_refused(workdir: RunDirectory, directory: Path) -> None:
     """Somebody has copied it, or has changed run.json."""
     workdir.update(fingerprint={**FINGERPRINT, "seed": 1})
     before = snapshot(directory)
@@ -226,13 +230,13 @@ def test_a_checkpoint_of_another_run_is_refused(workdir: Workdir, directory: Pat
     assert snapshot(directory) == before
 
 
-def test_a_directory_that_cannot_be_opened_is_named(workdir: Workdir) -> None:
+def test_a_directory_that_cannot_be_opened_is_named(workdir: RunDirectory) -> None:
     (workdir.path / "checkpoints").touch()
     with pytest.raises(RunError, match=f"{workdir.path}/checkpoints cannot be opened: "):
         Checkpoints(workdir)
 
 
-def test_a_save_that_orbax_refuses_is_an_error(workdir: Workdir, directory: Path) -> None:
+def test_a_save_that_orbax_refuses_is_an_error(workdir: RunDirectory, directory: Path) -> None:
     with (
         Checkpoints(workdir) as checkpoints,
         pytest.raises(
@@ -240,20 +244,20 @@ def test_a_save_that_orbax_refuses_is_an_error(workdir: Workdir, directory: Path
             match=f"no checkpoint can be saved in {directory}: Orbax refuses to save step 1",
         ),
     ):
-        checkpoints.save(1, make_tree(1), RECORD)
+        checkpoints.save(1, make_tree(1), PROGRESS)
 
 
-def test_a_state_that_is_not_finite_is_not_saved(workdir: Workdir) -> None:
+def test_a_state_that_is_not_finite_is_not_saved(workdir: RunDirectory) -> None:
     tree = make_tree(1) | {"params": jnp.array([0.0, jnp.nan])}
     with Checkpoints(workdir) as checkpoints:
         with pytest.raises(RunError, match="the state is not finite after step 1"):
-            checkpoints.save(1, tree, RECORD)
+            checkpoints.save(1, tree, PROGRESS)
         assert checkpoints.restore(make_tree(0)) is None
 
 
-def test_checkpoints_hold_json_and_no_pickle(workdir: Workdir, directory: Path) -> None:
+def test_checkpoints_hold_json_and_no_pickle(workdir: RunDirectory, directory: Path) -> None:
     saved = json.loads((directory / "2" / "record" / "metadata").read_text())["saved"]
-    assert (saved["format"], saved["step"], saved["record"]) == (2, 2, RECORD)
+    assert (saved["format"], saved["step"], saved["progress"]) == (2, 2, PROGRESS)
     for path in directory.rglob("*"):
         assert not path.is_file() or not path.read_bytes().startswith(b"\x80")
 
@@ -268,12 +272,16 @@ def test_a_save_that_fails_in_the_background_is_an_error(
     if own_error:
         expected = pytest.raises(type(own_error))
     with small_disk(tmp_path / "disk", "2m") as disk:
-        with expected, Workdir(disk, FINGERPRINT) as workdir, Checkpoints(workdir) as checkpoints:
-            checkpoints.save(1, array, RECORD)
-            checkpoints.save(2, array, RECORD)
+        with (
+            expected,
+            RunDirectory(disk, FINGERPRINT) as workdir,
+            Checkpoints(workdir) as checkpoints,
+        ):
+            checkpoints.save(1, array, PROGRESS)
+            checkpoints.save(2, array, PROGRESS)
             if own_error:
                 raise own_error
-        with Checkpoints(Workdir.open_read_only(disk)) as checkpoints:
+        with Checkpoints(RunDirectory.open_read_only(disk)) as checkpoints:
             restored = checkpoints.restore(array)
     assert restored
     np.testing.assert_array_equal(restored.tree, array)

@@ -18,7 +18,7 @@ import pytest
 from mnist_jax.config import Config
 from mnist_jax.runtime.checkpoint import Checkpoints
 from mnist_jax.runtime.program import INTERRUPTED
-from mnist_jax.runtime.workdir import Workdir
+from mnist_jax.runtime.workdir import RunDirectory
 from mnist_jax.train import Result, train_and_evaluate
 from tests.helpers import (
     assert_same_run,
@@ -241,7 +241,7 @@ def test_memory_and_open_files_do_not_grow_with_the_epochs(
 def test_a_save_blocks_training_for_less_than_50_ms(sample_run: Result, tmp_path: Path) -> None:
     """Not counting the time for which training would wait for the previous save."""
     seconds = []
-    with Workdir(tmp_path, {}) as workdir, Checkpoints(workdir) as checkpoints:
+    with RunDirectory(tmp_path, {}) as workdir, Checkpoints(workdir) as checkpoints:
         for step in range(1, 10):
             started = time.perf_counter()
             checkpoints.save(step, sample_run.state, {})

@@ -16,7 +16,7 @@ from mnist_jax.data.sources import load_arrays
 from mnist_jax.inference.predictor import find_run, load_predictor
 from mnist_jax.runtime.checkpoint import Checkpoints
 from mnist_jax.runtime.errors import RunError
-from mnist_jax.runtime.workdir import Workdir, read_record
+from mnist_jax.runtime.workdir import RunDirectory, read_run_info
 from mnist_jax.train import Result, train_and_evaluate
 from tests.helpers import snapshot
 from tests.oracle import forward, softmax
@@ -52,7 +52,7 @@ def test_the_probabilities_are_those_of_the_oracle(sample_run: Result) -> None:
 
 
 def test_a_run_can_be_loaded_while_it_is_locked(folder: Path) -> None:
-    with Workdir(folder, read_record(folder)["fingerprint"]):
+    with RunDirectory(folder, read_run_info(folder)["fingerprint"]):
         assert load_predictor(folder).step == 64
 
 
@@ -76,7 +76,7 @@ def test_a_training_run_may_delete_the_checkpoint_that_is_being_read(
     def save_first(self: Checkpoints, step: int, template: Any) -> Any:
         steps.append(step)
         if len(steps) == 1:
-            workdir = Workdir(folder, self.workdir.record["fingerprint"])
+            workdir = RunDirectory(folder, self.run_dir.info["fingerprint"])
             with workdir, Checkpoints(workdir, keep=1) as checkpoints:
                 state = jax.tree.map(np.asarray, sample_run.state)._replace(step=np.int32(96))
                 checkpoints.save(96, state, {"history": []})

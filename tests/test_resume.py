@@ -144,7 +144,7 @@ def test_a_resumed_epoch_reports_the_same_running_accuracy(
 ) -> None:
     """Also with other settings that change no result."""
     interrupt(config, tmp_path, 3)
-    running = read_checkpoint_record(tmp_path)["record"]["running_train"]
+    running = read_checkpoint_record(tmp_path)["progress"]["running_train"]
     assert running["count"] == 30 * 128
     other = replace(config, steps_per_chunk=7, keep=1, checkpoint_every_steps=5, tensorboard=True)
     result = train_and_evaluate(other, tmp_path)

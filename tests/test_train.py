@@ -23,7 +23,7 @@ from mnist_jax.model import make_model
 from mnist_jax.optimizer import make_optimizer
 from mnist_jax.runtime.errors import RunError, UsageError
 from mnist_jax.runtime.metric_writer import Totals
-from mnist_jax.runtime.workdir import Workdir
+from mnist_jax.runtime.workdir import RunDirectory
 from mnist_jax.train import Result, finish, train_and_evaluate
 from tests import oracle
 from tests.helpers import assert_same_run, jit_step, read_history, to_float64
@@ -148,7 +148,7 @@ def test_a_run_prints_what_it_does(
 def test_overfitting_is_claimed_only_if_the_training_set_does_better(
     correct: int, gap: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Workdir(tmp_path / "run", {}) as folder:
+    with RunDirectory(tmp_path / "run", {}) as folder:
         finish(folder, Totals(4.0, correct, 8), Totals(4.0, 6, 8))
     assert f"Gap: {gap}\n" in capsys.readouterr().out
 
@@ -183,7 +183,7 @@ def test_two_runs_without_a_name_get_two_directories(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with Workdir(None, {}) as first, Workdir(None, {}) as second:
+    with RunDirectory(None, {}) as first, RunDirectory(None, {}) as second:
         assert first.path != second.path
     assert len(list((tmp_path / "runs").glob("20??-??-??_??-??-??*"))) == 2
 

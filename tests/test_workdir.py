@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mnist_jax.runtime.errors import RunError, UsageError
-from mnist_jax.runtime.workdir import Workdir, check_writable, write_whole
+from mnist_jax.runtime.workdir import RunDirectory, check_writable, write_whole
 
 FINGERPRINT = {"seed": 0, "sizes": [512]}
 
@@ -21,13 +21,13 @@ def read_run(path: Path) -> dict[str, Any]:
 
 
 def test_run_json_records_the_run_and_how_it_ended(tmp_path: Path) -> None:
-    (tmp_path / "run.json.incomplete").write_text('{"form')  # left by a process that was killed
-    with Workdir(tmp_path, FINGERPRINT) as folder:
+    (tmp_path / "run.json.1.incomplete").write_text('{"form')  # left by a process that was killed
+    with RunDirectory(tmp_path, FINGERPRINT) as folder:
         folder.update(status="running", devices="1 cpu")
     expected = {"format": 2, "fingerprint": FINGERPRINT, "saved": False, "devices": "1 cpu"}
     assert read_run(tmp_path) == expected | {"status": "finished"}
     assert os.listdir(tmp_path) == ["run.json"]
-    with contextlib.suppress(RunError), Workdir(tmp_path, FINGERPRINT) as folder:
+    with contextlib.suppress(RunError), RunDirectory(tmp_path, FINGERPRINT) as folder:
         folder.update(status="running")
         raise RunError("the loss is not finite")
     failed = {"status": "failed", "error": "the loss is not finite"}
@@ -35,11 +35,11 @@ def test_run_json_records_the_run_and_how_it_ended(tmp_path: Path) -> None:
 
 
 def test_a_directory_holds_one_run_at_a_time(tmp_path: Path) -> None:
-    with Workdir(tmp_path, FINGERPRINT):
+    with RunDirectory(tmp_path, FINGERPRINT):
         with pytest.raises(RunError, match=f"another process is training in {tmp_path}"):
-            Workdir(tmp_path, FINGERPRINT)
-        assert Workdir.open_read_only(tmp_path).record["fingerprint"] == FINGERPRINT
-    with Workdir(tmp_path, FINGERPRINT):  # the lock is released
+            RunDirectory(tmp_path, FINGERPRINT)
+        assert RunDirectory.open_read_only(tmp_path).info["fingerprint"] == FINGERPRINT
+    with RunDirectory(tmp_path, FINGERPRINT):  # the lock is released
         pass
 
 
@@ -50,19 +50,19 @@ def test_a_file_system_without_locks_causes_a_warning(
         raise OSError("locks are not supported")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with Workdir(tmp_path, FINGERPRINT):
+    with RunDirectory(tmp_path, FINGERPRINT):
         assert f"{tmp_path} cannot be locked" in caplog.text
 
 
 def test_a_different_run_is_refused_field_by_field(tmp_path: Path) -> None:
-    with Workdir(tmp_path, FINGERPRINT):
+    with RunDirectory(tmp_path, FINGERPRINT):
         pass
     with pytest.raises(UsageError) as caught:
-        Workdir(tmp_path, {"seed": 1, "sizes": [512], "decay": 0.5})
+        RunDirectory(tmp_path, {"seed": 1, "sizes": [512], "decay": 0.5})
     for text in (str(tmp_path), "seed is 0 in the saved run and 1 now", "decay", "--workdir"):
         assert text in str(caught.value)
     assert "sizes" not in str(caught.value)
-    with Workdir(tmp_path, FINGERPRINT):  # the refused attempt holds no lock
+    with RunDirectory(tmp_path, FINGERPRINT):  # the refused attempt holds no lock
         assert read_run(tmp_path)["fingerprint"] == FINGERPRINT
 
 
@@ -79,7 +79,7 @@ def test_a_directory_with_other_contents_is_refused_in_one_line_and_left_alone(
 ) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(RunError, match=message) as caught:
-        Workdir(tmp_path, FINGERPRINT)
+        RunDirectory(tmp_path, FINGERPRINT)
     assert re.fullmatch(f"{tmp_path}.*", str(caught.value))
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, content)]
 
@@ -88,19 +88,19 @@ def test_a_directory_with_other_contents_is_refused_in_one_line_and_left_alone(
 def test_a_file_is_no_run_directory(path: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match=f"{tmp_path / path} .*{message}"):
-        Workdir(tmp_path / path, FINGERPRINT)
+        RunDirectory(tmp_path / path, FINGERPRINT)
 
 
 def test_an_unknown_home_directory_is_an_ordinary_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with Workdir("~no such user/run", FINGERPRINT):
+    with RunDirectory("~no such user/run", FINGERPRINT):
         assert Path("~no such user/run/run.json").exists()
 
 
 def test_a_directory_that_is_moved_during_the_run_is_not_created_again(tmp_path: Path) -> None:
-    path, folder = tmp_path / "run", Workdir(tmp_path / "run", FINGERPRINT)
+    path, folder = tmp_path / "run", RunDirectory(tmp_path / "run", FINGERPRINT)
     path.rename(tmp_path / "moved")
     with pytest.raises(RunError, match=f"{path} was moved"):
         folder.check_not_moved()
@@ -112,11 +112,12 @@ def test_a_directory_that_is_moved_during_the_run_is_not_created_again(tmp_path:
 def test_a_failed_write_keeps_the_old_content_and_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     write_whole(path, "old")
-    (tmp_path / "result.json.incomplete").mkdir()  # prevents any write to the temporary name
+    incomplete = tmp_path / f"result.json.{os.getpid()}.incomplete"
+    incomplete.mkdir()  # prevents any write to the temporary name
     with pytest.raises(RunError, match=f"{path} cannot be written"):
         write_whole(path, "new")
     assert path.read_text() == "old"
-    (tmp_path / "result.json.incomplete").rmdir()
+    incomplete.rmdir()
     write_whole(path, b"\xff\x00")
     assert path.read_bytes() == b"\xff\x00"
     assert os.listdir(tmp_path) == ["result.json"]

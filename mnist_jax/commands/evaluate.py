@@ -67,7 +67,8 @@ def _print_tables(evaluation: Evaluation) -> None:
         console.print(f"{name}: {text}")
     confusion = report.confusion_rows(evaluation)
     _print_table(report.CLASS_COLUMNS, report.class_rows(evaluation))
-    _print_table(["is", *(f"as {row[0]}" for row in confusion)], confusion)
+    console.print("Images of each class (row), by the class that they were read as (column):")
+    _print_table(["class", *(row[0] for row in confusion)], confusion)
 
 
 def _print_table(columns: list[str], rows: list[list[str]]) -> None:

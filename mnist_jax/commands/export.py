@@ -1,4 +1,4 @@
-"""`python -m mnist_jax export`: a trained network as one file that needs only jax."""
+"""`python -m mnist_jax export`: a trained network as one file, for jax without this package."""
 
 import dataclasses
 from pathlib import Path
@@ -21,7 +21,7 @@ PLATFORMS = "cpu", "cuda", "tpu"
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Save a trained network as one file that needs only jax to run."""
+    """Save a trained network as one file that runs with jax and flatbuffers, without mnist_jax."""
 
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")]
     """The file to write."""

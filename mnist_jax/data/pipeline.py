@@ -42,7 +42,7 @@ class Batch(NamedTuple):
 
 
 def load_dataset(config: Config, workdir: str | Path | None = None) -> Dataset:
-    """Loads the dataset of `config`, or of the run in `workdir` if that fell back on the sample."""
+    """Loads the dataset of `config`; or the sample, if the run in `workdir` has used the sample."""
     name, arrays = find_arrays(config, workdir)
     num_all, num_test = len(arrays.train_labels), len(arrays.test_labels)
     num_train = num_all - config.validation_size

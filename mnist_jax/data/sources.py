@@ -1,8 +1,8 @@
 """Where a dataset comes from: decoded cache, prepared TFDS files, official files, a download."""
 
+import io
 import logging
 import os
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from mnist_jax.config import Config
-from mnist_jax.runtime.errors import RunError
-from mnist_jax.runtime.workdir import RECORD, read_record
+from mnist_jax.runtime.errors import DataError, DownloadError, RunError
+from mnist_jax.runtime.workdir import RUN_FILE, name_errors, read_run_info, write_whole
 
 log = logging.getLogger(__name__)
 UINT8 = np.dtype(np.uint8)
@@ -20,14 +20,6 @@ REMEDIES = """Remedies:
   1. connect to the network (behind a proxy, set HTTPS_PROXY) and run again;
   2. or get the four *-ubyte.gz files elsewhere, and name their directory: --manual-dir DIR
   3. or name a directory where TFDS has prepared the dataset as array_record: --data-dir DIR"""
-
-
-class DataError(RunError):
-    """The data cannot be loaded or are damaged. The message names the file or URL."""
-
-
-class DownloadError(DataError):
-    """A download failed. Plain `mnist` may then fall back on the embedded sample."""
 
 
 class Arrays(NamedTuple):
@@ -45,8 +37,8 @@ def find_arrays(config: Config, workdir: str | Path | None = None) -> tuple[str,
     A run in `workdir` that uses the sample continues with it, even if mnist can be loaded now.
     """
     run = Path(os.path.expanduser(workdir)) if workdir else None
-    record = read_record(run) if run and (run / RECORD).exists() else {}
-    if config.dataset == "mnist" and record and record["fingerprint"]["dataset"] == "mnist_sample":
+    info = read_run_info(run) if run and (run / RUN_FILE).exists() else {}
+    if config.dataset == "mnist" and info and info["fingerprint"]["dataset"] == "mnist_sample":
         if config.require_full_data:
             raise DataError(f"{run} uses mnist_sample, not the full data; use another --workdir")
         return "mnist_sample", load_arrays("mnist_sample", config)
@@ -76,8 +68,8 @@ def load_arrays(name: str, config: Config) -> Arrays:
     arrays = Arrays(*tfds_builders.read_splits(name, data_dir, manual_dir))
     try:
         _write_cache(cache, name, arrays)
-    except OSError as error:
-        log.warning(f"{cache} cannot be written ({error}); the next start will be as slow")
+    except RunError as error:
+        log.warning(f"{error}; the next start will be as slow")
     return arrays
 
 
@@ -93,9 +85,8 @@ def _read_cache(path: Path, name: str) -> Arrays:
 
 
 def _write_cache(path: Path, name: str, arrays: Arrays) -> None:
-    """Writes to a temporary name and renames: a reader sees the whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="incomplete.", dir=path.parent) as scratch:
-        temporary = Path(scratch) / path.name
-        np.savez(temporary, name=np.array(name), **arrays._asdict())
-        os.replace(temporary, path)
+    with name_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()
+    np.savez(content, name=np.array(name), **arrays._asdict())
+    write_whole(path, content.getbuffer())

@@ -23,7 +23,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from tensorflow_datasets.core.download import checksums
 
-from mnist_jax.data.sources import DataError, DownloadError
+from mnist_jax.runtime.errors import DataError, DownloadError
 
 FILES = {  # split: (images, labels)
     "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
@@ -102,7 +102,7 @@ def read_splits(
     """Train images, train labels, test images and test labels, in the order TFDS stores them.
 
     Uses the first of: what TFDS has prepared in `data_dir`, the four files in `manual_dir`, a
-    download. Raises DataError if that is missing or damaged, or cannot be prepared.
+    download. Raises DataError if they are missing, damaged, or cannot be prepared.
     """
     prepared = _prepared_directory(name, data_dir)
     if not prepared.exists():

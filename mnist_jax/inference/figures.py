@@ -36,10 +36,6 @@ def _new_axes(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _hide_frame(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-
-
 def _new_panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """A figure of this size in inches, with a table of axes, of which nothing is shown."""
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -104,10 +100,8 @@ def draw_learning_curves(
 ) -> Figure:
     """Two accuracies over the epochs, in percent. The area where `train` is higher is shaded.
 
-    Args:
-        train, test: accuracies from 0 to 1 after each epoch; `labels` names them.
-        final: for the gap of the final parameters: the number of epochs (may be a fraction), and
-            their accuracies on the training set and the test set.
+    `train` and `test` are accuracies from 0 to 1 after each epoch. `final` adds the gap of the
+    final parameters: after how many epochs, and their accuracies on training set and test set.
     """
     figure, axes = _new_axes(6.0, 3.4)
     epochs, train, test = np.arange(1, len(train) + 1), 100 * train, 100 * test
@@ -124,7 +118,7 @@ def draw_learning_curves(
     axes.legend(frameon=False, title=title, alignment="left")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="epoch", ylabel="accuracy, %")
-    _hide_frame(axes)
+    axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 

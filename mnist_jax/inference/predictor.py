@@ -19,7 +19,7 @@ from mnist_jax.optimizer import make_optimizer
 from mnist_jax.runtime.checkpoint import Checkpoints
 from mnist_jax.runtime.devices import check_platform
 from mnist_jax.runtime.errors import RunError
-from mnist_jax.runtime.workdir import RECORD, Workdir, differences, read_record
+from mnist_jax.runtime.workdir import RUN_FILE, RunDirectory, differences, read_run_info
 from mnist_jax.steps import TrainState, init_state
 
 log = logging.getLogger(__name__)
@@ -65,48 +65,47 @@ def find_run(workdir: str | Path | None = None) -> Path:
             )
         return finished[-1].parent
     workdir = Path(os.path.expanduser(workdir))
-    if not (workdir / RECORD).is_file():
+    if not (workdir / RUN_FILE).is_file():
         raise RunError(f"{workdir} holds no run; train one: python -m mnist_jax.train")
     return workdir
 
 
 def read_config(workdir: Path) -> Config:
     """The config of a run, with the dataset that the run was trained on."""
-    config, record = load_config(workdir / CONFIG_FILE), read_record(workdir)
-    return dataclasses.replace(config, dataset=record["fingerprint"]["dataset"])
+    config, info = load_config(workdir / CONFIG_FILE), read_run_info(workdir)
+    return dataclasses.replace(config, dataset=info["fingerprint"]["dataset"])
 
 
 def load_predictor(
     workdir: str | Path | None = None, dataset: Dataset | None = None, only_digits: bool = False
 ) -> Predictor:
-    """Loads the network of a run, which may still be training. Changes no file.
+    """Loads the network of a run, which may be in training. Changes no file; raises RunError.
 
     Args:
         workdir: the run directory; by default, the one under runs/ that finished last.
         dataset: if given, checks that the run was trained on it.
         only_digits: checks that the run was trained on digits.
-
-    Raises:
-        UsageError, RunError: the message says what is wrong with the run.
     """
     check_platform()
     workdir = find_run(workdir)
-    folder, config = Workdir.open_read_only(workdir), read_config(workdir)
+    run_dir, config = RunDirectory.open_read_only(workdir), read_config(workdir)
     if only_digits and config.dataset not in DIGIT_DATASETS:
         raise RunError(
             f"{workdir} was trained on {config.dataset}; name a run on digits: --workdir DIR"
         )
-    saved = folder.record["fingerprint"]
+    saved = run_dir.info["fingerprint"]
     now = fingerprint(config, dataset) if dataset else saved | deciding_fields(config)
     if different := differences(saved, now):
         raise RunError(f"cannot use {workdir}: {different}")
-    with Checkpoints(folder) as checkpoints:
+    with Checkpoints(run_dir) as checkpoints:
         restored = checkpoints.restore(_state_template(config, saved["train_examples"]))
     if restored is None:
-        raise RunError(f"{workdir} has no checkpoint yet")
+        raise RunError(f"{workdir} has no checkpoint yet; wait until its first epoch is over")
     step, params = int(restored.tree.step), jax.device_put(restored.tree.params)
     log.info(f"Using {workdir}, after step {step:,}")
-    return Predictor(workdir, config, step, make_model(config), params, restored.record["history"])
+    return Predictor(
+        workdir, config, step, make_model(config), params, restored.progress["history"]
+    )
 
 
 def _state_template(config: Config, num_train: int) -> TrainState:

@@ -15,7 +15,7 @@ from mnist_jax.inference.evaluation import Evaluation, Predictions
 from mnist_jax.inference.predictor import Predictor
 from mnist_jax.model import MLP
 from mnist_jax.runtime.devices import describe_devices, package_versions
-from mnist_jax.runtime.workdir import read_record
+from mnist_jax.runtime.workdir import read_run_info
 
 TEMPLATE = Path(__file__).with_name("report.html")
 CLASS_COLUMNS = ["class", "precision, %", "recall, %", "images"]
@@ -127,14 +127,14 @@ def confusion_rows(evaluation: Evaluation) -> list[list[str]]:
 
 def summarize_run(predictor: Predictor) -> dict[str, str]:
     """Where the run is, its data, and what has trained and evaluated it."""
-    record, versions = read_record(predictor.workdir), package_versions("mnist_jax", "jax")
-    sizes = [f"{record[s]:,} {s}" for s in ("train", "validation", "test") if s in record]
-    trained = [f"{name} {record.get(name, 'unknown')}" for name in versions]
+    info, versions = read_run_info(predictor.workdir), package_versions("mnist_jax", "jax")
+    sizes = [f"{info[s]:,} {s}" for s in ("train", "validation", "test") if s in info]
+    trained = [f"{name} {info.get(name, 'unknown')}" for name in versions]
     evaluated = [f"{name} {version}" for name, version in versions.items()]
     return {
         "Folder": str(predictor.workdir),
         "After step": f"{predictor.step:,}",
         "Dataset": f"{predictor.config.dataset}: {', '.join(sizes)}",
-        "Trained with": ", ".join([*trained, record.get("devices", "")]),
+        "Trained with": ", ".join([*trained, info.get("devices", "")]),
         "Evaluated with": ", ".join([*evaluated, describe_devices()]),
     }

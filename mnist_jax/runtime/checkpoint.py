@@ -1,4 +1,4 @@
-"""Checkpoints with Orbax: a pytree of arrays, and a record that is JSON.
+"""Checkpoints with Orbax: a pytree of arrays, and the progress of the run as JSON.
 
 Orbax does not detect corruption, so we store digests.
 """
@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from mnist_jax.runtime.errors import RunError
-from mnist_jax.runtime.workdir import FORMAT, Workdir, differences
+from mnist_jax.runtime.workdir import FORMAT, RunDirectory, differences
 
 log = logging.getLogger(__name__)
 ADVICE = "start a new run in another --workdir"
@@ -30,7 +30,7 @@ class Restored(NamedTuple):
     """What `Checkpoints.save` was given."""
 
     tree: Any
-    record: dict[str, Any]
+    progress: dict[str, Any]
 
 
 class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
@@ -40,17 +40,17 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     `last_step` is the step that was saved or restored last.
     """
 
-    def __init__(self, workdir: Workdir, keep: int = 3) -> None:
+    def __init__(self, run_dir: RunDirectory, keep: int = 3) -> None:
         """Opens or creates the directory of the checkpoints; RunError if that is impossible."""
         import orbax.checkpoint as ocp  # takes 0.3 s, which `--help` does not need
 
         _hide_echoes()
         self._ocp = ocp
-        self.workdir = workdir
+        self.run_dir = run_dir
         self.last_step = 0
-        self._directory = (workdir.path / "checkpoints").absolute()
+        self._directory = (run_dir.path / "checkpoints").absolute()
         self._damaged: list[int] = []
-        read_only = workdir.is_read_only
+        read_only = run_dir.is_read_only
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, cleanup_tmp_directories=not read_only, read_only=read_only
         )
@@ -62,7 +62,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         except Exception as error:  # Orbax passes on any error of its storage
             raise RunError(f"{self._directory} cannot be opened: {error}") from error
 
-    def save(self, step: int, tree: Any, record: dict[str, Any]) -> None:
+    def save(self, step: int, tree: Any, progress: dict[str, Any]) -> None:
         """Waits for the previous save, then starts this one. Raises RunError if either fails."""
         arrays = jax.tree.map(np.array, tree)  # a copy: training reuses the memory
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(arrays)):
@@ -70,10 +70,10 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         saved = {
             "format": FORMAT,
             "step": step,
-            "fingerprint": self.workdir.record["fingerprint"],
+            "fingerprint": self.run_dir.info["fingerprint"],
             "leaves": _describe_leaves(arrays),
             "digest_of_arrays": _digest_arrays(arrays),
-            "record": record,
+            "progress": progress,
         }
         args = self._ocp.args
         self.wait()
@@ -87,14 +87,14 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         except Exception as error:
             raise self._save_error(error) from error
         self.last_step = step
-        if not self.workdir.record["saved"]:
+        if not self.run_dir.info["saved"]:
             self.wait()
             # Record that a checkpoint exists, so that a missing one is noticed.
-            self.workdir.update(saved=True)
+            self.run_dir.update(saved=True)
 
     def wait(self) -> None:
         """Waits until the previous save, if any, is complete; RunError if it fails."""
-        self.workdir.check_not_moved()  # Orbax would create the directory again
+        self.run_dir.check_not_moved()  # Orbax would create the directory again
         try:
             self._manager.wait_until_finished()
         except Exception as error:
@@ -133,8 +133,8 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             return restored
         if steps:
             raise RunError(f"all checkpoints in {self._directory} are damaged; {ADVICE}")
-        if self.workdir.record["saved"]:
-            raise RunError(f"the checkpoints of {self.workdir.path} are missing; {ADVICE}")
+        if self.run_dir.info["saved"]:
+            raise RunError(f"the checkpoints of {self.run_dir.path} are missing; {ADVICE}")
         return None
 
     def _read(self, step: int, template: Any) -> Restored:
@@ -146,7 +146,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         if saved["step"] != step:
             raise ValueError(f"it is that of step {saved['step']}")
         before = saved["fingerprint"] | saved["leaves"]
-        now = self.workdir.record["fingerprint"] | _describe_leaves(template)
+        now = self.run_dir.info["fingerprint"] | _describe_leaves(template)
         if different := differences(before, now):
             raise RunError(f"{path} belongs to a different run: {different}")
         shapes = jax.tree.map(self._ocp.utils.to_shape_dtype_struct, template)
@@ -154,7 +154,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         tree = self._manager.restore(step, args=restore_args)["arrays"]
         if _digest_arrays(tree) != saved["digest_of_arrays"]:
             raise ValueError("its arrays do not match their digest")
-        return Restored(tree, saved["record"])
+        return Restored(tree, saved["progress"])
 
     def __exit__(self, _: object, error: BaseException | None, traceback: object) -> None:
         """Waits until everything is saved. The run's own error takes precedence."""
@@ -180,7 +180,7 @@ def _find_refusal(error: Exception, path: Path) -> str | None:
 
 @functools.cache  # once per process
 def _hide_echoes() -> None:
-    """After one read or write has failed, Orbax's unfinished ones print tracebacks of their own."""
+    """Hides tracebacks that repeat a known error: after it, other threads of Orbax fail, too."""
     show = sys.unraisablehook
     echoes = "Event loop is closed", "Encountered error while reading array index"
 

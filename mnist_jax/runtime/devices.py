@@ -106,10 +106,10 @@ def join_processes(
 
 
 def leave_processes(failed: bool) -> None:
-    """Leaves the other processes, if any; after a success, waits for all of them.
+    """Disconnects from the other processes, if any. After a success, waits until all have finished.
 
-    After a failure, it waits ten seconds: leaving makes JAX end the others, which may have errors
-    of their own to report.
+    After a failure, waits at most ten seconds, so that the other processes can report errors of
+    their own: when this process ends, JAX ends all others.
     """
     if not jax.distributed.is_initialized():
         return

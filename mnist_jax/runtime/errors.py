@@ -12,6 +12,14 @@ class RunError(Exception):
     """A run cannot start or continue. Exit code 1."""
 
 
+class DataError(RunError):
+    """The data cannot be loaded or are damaged. The message names the file or URL."""
+
+
+class DownloadError(DataError):
+    """A download failed. A dataset that is already here may replace it."""
+
+
 class Interrupted(Exception):
     """A signal stopped the run after everything was saved. Exit code 75."""
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -13,7 +12,6 @@ import numpy as np
 import rich.progress
 
 from mnist_jax.runtime.devices import is_first_process
-from mnist_jax.runtime.errors import UsageError
 from mnist_jax.runtime.program import console
 from mnist_jax.runtime.workdir import name_errors, write_whole
 
@@ -123,12 +121,6 @@ class MetricWriter(contextlib.AbstractContextManager["MetricWriter"]):
     def __exit__(self, *_: object) -> None:
         if self._events:
             self._events.close()
-
-
-def check_tensorboard(wanted: bool) -> None:
-    """Raises UsageError if TensorBoard events are wanted and tensorboardX is not installed."""
-    if wanted and not importlib.util.find_spec("tensorboardX"):
-        raise UsageError('tensorboard needs tensorboardX: pip install -e ".[tensorboard]"')
 
 
 def format_metrics(record: dict[str, Any]) -> str:

@@ -109,7 +109,8 @@ def run_program(function: Callable[[], int | None]) -> int:
         code = 128 + signal.SIGINT
     except SystemExit as error:  # by the parser, or by SIGTERM
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
-    devices.leave_processes(failed=code not in (0, INTERRUPTED))
+    with contextlib.suppress(KeyboardInterrupt):  # the user does not want to wait
+        devices.leave_processes(failed=code not in (0, INTERRUPTED))
     return code
 
 
@@ -155,9 +156,9 @@ def start_processes(options: LaunchOptions) -> None:
 
 
 def enable_compilation_cache() -> None:
-    """Keeps compiled programs in a directory per kind of processor, unless JAX already has one.
+    """Makes JAX keep compiled programs on the disk, unless JAX_COMPILATION_CACHE_DIR is set.
 
-    XLA compiles for the processor at hand, and different machines may share a home directory.
+    Each kind of processor, for which XLA compiles, has its own directory under the home directory.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return

@@ -17,26 +17,25 @@ from mnist_jax.runtime.devices import check_same, is_first_process
 from mnist_jax.runtime.errors import Interrupted, RunError, UsageError
 
 log = logging.getLogger(__name__)
-RECORD = "run.json"
+RUN_FILE = "run.json"
 FORMAT = 2  # of run.json and of the checkpoints
 INCOMPLETE = ".incomplete"
 
 
-class Workdir(contextlib.AbstractContextManager["Workdir"]):
+class RunDirectory(contextlib.AbstractContextManager["RunDirectory"]):
     """A run directory, locked for one run until the context ends.
 
     In a run of several processes, only the first one locks the directory and writes to it.
-    `record` is the content of run.json, which says which run this is, and its status.
+    `info` is the content of run.json, which says which run this is, and its status.
     """
 
     is_read_only = False  # see `open_read_only`
 
     def __init__(self, path: str | Path | None, fingerprint: dict[str, Any]) -> None:
-        """Creates or opens the directory. Raises an error if it holds another run or other files.
+        """Creates or opens the directory; by default, a new one, runs/DATE-TIME.
 
-        Args:
-            path: by default, a new directory runs/DATE-TIME.
-            fingerprint: everything that determines the results of the run, as JSON.
+        Raises an error if it holds other files, or a run with another fingerprint: everything that
+        determines the results of a run, as JSON.
         """
         if path is None and jax.process_count() > 1:
             raise UsageError("several processes need a directory that they share: --workdir DIR")
@@ -44,7 +43,7 @@ class Workdir(contextlib.AbstractContextManager["Workdir"]):
         self.path = Path(os.path.expanduser(path))
         names = sorted(checkpoint.name for checkpoint in self.path.glob("checkpoints/*"))
         check_same(fingerprint | {"checkpoints": names})
-        self.record: dict[str, Any] = {}
+        self.info: dict[str, Any] = {}
         self._is_changed = False
         self._lock = _create_and_lock(self.path) if is_first_process() else None
         try:
@@ -54,29 +53,31 @@ class Workdir(contextlib.AbstractContextManager["Workdir"]):
             raise
 
     @classmethod
-    def open_read_only(cls, path: Path) -> "Workdir":
+    def open_read_only(cls, path: Path) -> "RunDirectory":
         """Opens a run directory only for reading; a run may be using it."""
-        folder = cls.__new__(cls)
-        folder.path, folder.record, folder.is_read_only = path, read_record(path), True
-        return folder
+        run_dir = cls.__new__(cls)
+        run_dir.path, run_dir.info, run_dir.is_read_only = path, read_run_info(path), True
+        return run_dir
 
     def _open(self, fingerprint: dict[str, Any]) -> None:
-        incomplete = self.path / f"{RECORD}{INCOMPLETE}"  # left by a process that was killed
-        if (self.path / RECORD).exists():
-            self.record = read_record(self.path)
-            self.record.pop("error", None)  # of the previous attempt
-            if different := differences(self.record["fingerprint"], fingerprint):
+        if is_first_process():
+            for leftover in self.path.glob(f"*{INCOMPLETE}"):  # of processes that were killed
+                leftover.unlink()
+        if (self.path / RUN_FILE).exists():
+            self.info = read_run_info(self.path)
+            self.info.pop("error", None)  # of the previous attempt
+            if different := differences(self.info["fingerprint"], fingerprint):
                 raise UsageError(f"cannot resume {self.path}: {different}; use another --workdir")
         else:
-            if is_first_process() and set(self.path.iterdir()) - {incomplete}:
+            if is_first_process() and any(self.path.iterdir()):
                 raise RunError(f"{self.path} is not empty and holds no run; use another --workdir")
             self.update(format=FORMAT, fingerprint=fingerprint, saved=False)
 
     def update(self, **values: Any) -> None:
         """Changes some values of run.json."""
-        self.record |= values
+        self.info |= values
         self._is_changed = True
-        self.write_json(RECORD, self.record)
+        self.write_json(RUN_FILE, self.info)
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Writes a JSON file in the directory: the whole file or nothing."""
@@ -133,16 +134,16 @@ def _status(error: BaseException | None) -> dict[str, str]:
     return {"status": "failed", "error": str(error)}
 
 
-def read_record(path: Path) -> dict[str, Any]:
+def read_run_info(path: Path) -> dict[str, Any]:
     """The content of run.json; RunError if it is missing, damaged, or in another format."""
     try:
-        record = json.loads((path / RECORD).read_text())
+        info = json.loads((path / RUN_FILE).read_text())
     except (ValueError, FileNotFoundError, NotADirectoryError) as error:
-        raise RunError(f"{path / RECORD} is missing or damaged; use another --workdir") from error
-    found = record.get("format", 1)
+        raise RunError(f"{path / RUN_FILE} is missing or damaged; use another --workdir") from error
+    found = info.get("format", 1)
     if found != FORMAT:
         raise RunError(f"{path} has format {found}; this version reads format {FORMAT} only")
-    return record
+    return info
 
 
 def differences(saved: dict[str, Any], now: dict[str, Any]) -> str:
@@ -157,9 +158,10 @@ def differences(saved: dict[str, Any], now: dict[str, Any]) -> str:
     return "; ".join(found)
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def write_whole(path: Path, content: str | bytes | memoryview) -> None:
     """Writes a temporary file and renames it: `path` has its old content or all of the new."""
-    incomplete = path.with_name(f"{path.name}{INCOMPLETE}")
+    # Two processes may write the same file.
+    incomplete = path.with_name(f"{path.name}.{os.getpid()}{INCOMPLETE}")
     with name_errors(path):
         with incomplete.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
