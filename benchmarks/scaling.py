@@ -45,8 +45,8 @@ def measure() -> None:
     """Prints one line for all devices of this process."""
     mesh = make_mesh()
     step_ms, num_reduces = measure_step(mesh)
-    numbers = f"{step_ms:8.2f}   {num_reduces:17}   {time_all_reduce(mesh):17.2f}"
-    print(f"{mesh.size:7}   {numbers}   {time_launch(mesh):20.3f}", flush=True)
+    numbers = f"{step_ms:10.2f}   {num_reduces:21}   {time_all_reduce(mesh):17.2f}"
+    print(f"{mesh.size:7}   {numbers}   {time_launch(mesh):15.3f}", flush=True)
 
 
 def measure_step(mesh: Mesh) -> tuple[float, int]:
