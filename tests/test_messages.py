@@ -29,9 +29,9 @@ HEADER = """\
 # Messages about wrong input
 
 `tests/test_messages.py` tries every row and writes this table. Flags without a command belong to
-`python -m mnist_jax train`. Exit code 0: the run continued and finished; 1: the run failed; 2: wrong
-usage. If the exit code is not 0, no existing file has changed. The table leaves out the help that
-follows some messages.
+`python -m mnist_jax train`. Exit code 0: the run continued and finished; 1: the run failed; 2:
+wrong usage. If the exit code is not 0, no existing file has changed. The table leaves out the help
+that follows some messages.
 
 | what is wrong | exit code | message |
 | --- | --- | --- |
