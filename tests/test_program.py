@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -11,7 +10,7 @@ import pytest
 from jax.errors import JaxRuntimeError
 
 from mnist_jax.runtime.errors import Interrupted, RunError, UsageError
-from mnist_jax.runtime.program import Signals, run_program
+from mnist_jax.runtime.program import run_program
 
 pytestmark = pytest.mark.usefixtures("tests_cache")
 
@@ -40,35 +39,6 @@ def test_an_error_gives_a_message_and_an_exit_code(
     errors = capsys.readouterr().err
     assert message in errors
     assert ("Traceback" in errors) == ("a bug" in str(error))
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_is_only_noted(number: int) -> None:
-    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-    with Signals() as signals:
-        assert not signals.received
-        signal.raise_signal(number)
-        assert signals.received
-    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
-
-
-def test_a_second_ctrl_c_interrupts_and_a_repeated_sigterm_does_not() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with Signals():
-        signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGTERM)
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) == before
-
-
-def test_signals_can_be_used_in_any_thread() -> None:
-    def use() -> bool:
-        with Signals() as signals:
-            return signals.received
-
-    with ThreadPoolExecutor() as pool:
-        assert not pool.submit(use).result()
 
 
 PROGRAM = """

@@ -1,6 +1,5 @@
 """Which dataset a run gets, and its decoded cache."""
 
-import json
 import logging
 import os
 import shutil
@@ -67,18 +66,6 @@ def test_without_a_fallback_the_error_names_the_remedies(
     with pytest.raises(DataError) as caught:
         find_arrays(Config(data_dir=str(sample_dir), **setting))
     assert all(text in str(caught.value) for text in texts)
-
-
-def test_a_run_on_the_sample_continues_with_it_when_mnist_can_be_loaded(
-    config: Config, sample_dir: Path, tmp_path: Path
-) -> None:
-    shutil.copy(sample_dir / "mnist_jax" / "mnist_sample.npz", cache_of(config).parent)
-    assert find_arrays(config, tmp_path)[0] == "mnist"
-    record = {"format": 2, "fingerprint": {"dataset": "mnist_sample"}}
-    (tmp_path / "run.json").write_text(json.dumps(record))
-    assert find_arrays(config, tmp_path)[0] == "mnist_sample"
-    with pytest.raises(DataError, match="uses mnist_sample, not the full data"):
-        find_arrays(Config(data_dir=config.data_dir, require_full_data=True), tmp_path)
 
 
 def test_a_cached_dataset_needs_neither_tfds_nor_its_files(config: Config) -> None:
