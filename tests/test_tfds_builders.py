@@ -1,6 +1,5 @@
-"""IDX files, the embedded sample, and how MNIST is prepared or refused."""
+"""The embedded sample, and how MNIST is prepared, downloaded or refused."""
 
-import contextlib
 import gzip
 import http.server
 import runpy
@@ -21,8 +20,8 @@ from tensorflow_datasets.core.download import checksums
 
 from mnist_jax.data import tfds_builders
 from mnist_jax.data.sources import DataError, DownloadError
-from mnist_jax.data.tfds_builders import FILE_NAMES, FILES, read_idx, read_splits
-from tests.helpers import flip_byte, make_idx, small_disk
+from mnist_jax.data.tfds_builders import FILE_NAMES, FILES, read_splits
+from tests.helpers import flip_byte, small_disk
 
 Request = http.server.BaseHTTPRequestHandler
 Respond = Callable[[Request], None]
@@ -54,30 +53,13 @@ def assert_holds_files(splits: list[np.ndarray], directory: Path) -> None:
     assert examples(*splits[2:]) == examples_in(directory, "test")
 
 
-def assert_nothing_in(directory: Path) -> None:
-    assert not list(directory.rglob("*"))
-
-
 def cut_off(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def replace_by_another(path: Path) -> None:
-    path.write_bytes(make_idx((60_000,), bytes(60_000)))
 
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
     return tmp_path / "data"
-
-
-# IDX files
-
-
-def test_an_idx_file_is_read_in_the_order_of_its_bytes(tmp_path: Path) -> None:
-    (tmp_path / "file.gz").write_bytes(make_idx((2, 3, 2), bytes(range(244, 256))))
-    expected = np.arange(244, 256, dtype=np.uint8).reshape(2, 3, 2)
-    np.testing.assert_array_equal(read_idx(tmp_path / "file.gz"), expected, strict=True)
 
 
 # The embedded sample and the official files
@@ -126,7 +108,7 @@ def test_tfds_opens_mnist_as_we_prepare_it(mnist_dir: Path, manual_dir: Path) ->
 
 @pytest.mark.parametrize(
     ("name", "damage"),
-    [*zip(FILE_NAMES, [Path.unlink, cut_off, flip_byte, replace_by_another], strict=True)],
+    [(FILE_NAMES[0], Path.unlink), (FILE_NAMES[2], cut_off), (FILE_NAMES[3], flip_byte)],
 )
 def test_a_bad_manual_file_is_named(
     few_dir: Path, data_dir: Path, publish: Publish, name: str, damage: Callable[[Path], None]
@@ -137,17 +119,14 @@ def test_a_bad_manual_file_is_named(
         read_splits("mnist", data_dir, few_dir)
     assert str(few_dir / name) in str(caught.value)
     assert f"Get it from {MNIST_URL}{name}" in str(caught.value)
-    assert_nothing_in(data_dir)
+    assert not list(data_dir.rglob("*"))
 
 
-@pytest.mark.parametrize(("name", "url"), [("mnist", MNIST_URL), ("fashion_mnist", FASHION_URL)])
-def test_the_files_must_have_the_checksums_that_tfds_knows(
-    data_dir: Path, name: str, url: str
-) -> None:
-    known = checksums.get_all_url_infos()[url + FIRST]
+def test_the_files_must_have_the_checksums_that_tfds_knows(data_dir: Path) -> None:
+    known = checksums.get_all_url_infos()[FASHION_URL + FIRST]
     with pytest.raises(DataError) as caught:
-        read_splits(name, data_dir, SAMPLE)
-    for text in (str(SAMPLE / FIRST), known.checksum, url + FIRST):
+        read_splits("fashion_mnist", data_dir, SAMPLE)
+    for text in (str(SAMPLE / FIRST), known.checksum, FASHION_URL + FIRST):
         assert text in str(caught.value)
 
 
@@ -216,19 +195,18 @@ def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """Starts servers on this machine."""
-    with contextlib.ExitStack() as servers:
+    """Starts a server on this machine."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Request)
 
-        def serve_with(respond: Respond) -> str:
-            methods = {"do_HEAD": respond, "do_GET": respond, "log_message": lambda *_: None}
-            handler = type("Handler", (Request,), methods)
-            server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-            servers.callback(server.server_close)
-            servers.callback(server.shutdown)
-            return f"http://127.0.0.1:{server.server_port}/"
+    def serve_with(respond: Respond) -> str:
+        methods = {"do_HEAD": respond, "do_GET": respond, "log_message": lambda *_: None}
+        server.RequestHandlerClass = type("Handler", (Request,), methods)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        return f"http://127.0.0.1:{server.server_port}/"
 
+    with server:
         yield serve_with
+        server.shutdown()
 
 
 def send(request: Request, body: bytes, length: int | None = None) -> None:
@@ -252,7 +230,7 @@ def assert_fails_soon(url: str, reason: str, data_dir: Path) -> None:
         read_splits("mnist", data_dir, None)
     assert time.monotonic() - started < SECONDS
     assert url + FIRST in str(caught.value)
-    assert_nothing_in(data_dir)
+    assert not list(data_dir.rglob("*"))
 
 
 def test_a_download_is_prepared(
@@ -298,11 +276,6 @@ def test_a_silent_name_server_is_named(
     monkeypatch.setattr(socket, "getaddrinfo", wait)
     publish("http://mnist.invalid/")
     assert_fails_soon("http://mnist.invalid/", "name server", data_dir)
-
-
-def test_a_refused_connection_is_named(data_dir: Path, publish: Publish) -> None:
-    publish("http://127.0.0.1:1/")  # nobody listens there
-    assert_fails_soon("http://127.0.0.1:1/", "refused", data_dir)
 
 
 def test_a_proxy_is_used(
