@@ -72,11 +72,6 @@ def test_a_restored_checkpoint_equals_what_was_saved(
     chex.assert_trees_all_equal(restored.tree, make_tree(2), strict=False)
 
 
-def test_a_new_run_has_no_checkpoint(workdir: RunDirectory) -> None:
-    with Checkpoints(workdir) as checkpoints:
-        assert checkpoints.restore(make_tree(0)) is None
-
-
 def test_training_may_reuse_the_memory_of_a_state_that_is_being_saved(
     workdir: RunDirectory,
 ) -> None:
@@ -189,19 +184,6 @@ def test_an_intact_checkpoint_is_kept_until_a_newer_one_is_saved(
         assert sorted(os.listdir(directory)) == ["1", "2"]
         checkpoints.save(2, make_tree(2), PROGRESS)
     assert sorted(os.listdir(directory)) == ["2"]
-
-
-def test_checkpoints_that_are_all_damaged_or_missing_are_refused(
-    workdir: RunDirectory, directory: Path
-) -> None:
-    for path in directory.glob("*/record/metadata"):
-        path.write_text("{}")
-    with Checkpoints(workdir) as checkpoints, pytest.raises(RunError, match="are damaged; start"):
-        checkpoints.restore(make_tree(0))
-    assert sorted(os.listdir(directory)) == ["1", "2"]
-    shutil.rmtree(directory)
-    with Checkpoints(workdir) as checkpoints, pytest.raises(RunError, match="are missing; start"):
-        checkpoints.restore(make_tree(0))
 
 
 def test_another_model_is_named_leaf_by_leaf(workdir: RunDirectory, directory: Path) -> None:

@@ -150,15 +150,10 @@ def test_a_seed_whose_loss_is_not_finite_is_named_and_left_out(
     assert results["validation_accuracy"] is None  # one number has no spread
 
 
-@pytest.mark.parametrize(
-    ("out", "message"), [("", "is not a regular file"), ("none/out.json", "No such file")]
-)
-def test_an_output_that_cannot_be_written_is_named_before_training(
-    out: str, message: str, tmp_path: Path
-) -> None:
+def test_an_output_that_cannot_be_written_is_named_before_training(tmp_path: Path) -> None:
     config = Config(data_dir=str(tmp_path / "no data"), require_full_data=True)
-    with pytest.raises(RunError, match=message):
-        seeds.main(seeds.Options(config, out=tmp_path / out))
+    with pytest.raises(RunError, match=f"{tmp_path} is not a regular file"):
+        seeds.main(seeds.Options(config, out=tmp_path))
     assert not list(tmp_path.iterdir())
 
 

@@ -11,7 +11,6 @@ import pytest
 
 from mnist_jax.config import Config
 from mnist_jax.optimizer import make_optimizer, make_schedule
-from mnist_jax.runtime.errors import UsageError
 from tests import oracle
 
 RULES = [
@@ -71,11 +70,6 @@ def test_a_schedule_has_the_right_values_at_its_corners(
     for step, expected in points.items():
         actual = rate(step) if callable(rate) else rate
         np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-7, err_msg=f"step {step}")
-
-
-def test_a_warmup_as_long_as_the_run_is_refused() -> None:
-    with pytest.raises(UsageError, match="warmup_steps is 10; the run has only 10 steps"):
-        make_optimizer(Config(warmup_steps=10), total_steps=10)
 
 
 def test_the_optimizer_follows_its_schedule() -> None:

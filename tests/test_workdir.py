@@ -84,13 +84,6 @@ def test_a_directory_with_other_contents_is_refused_in_one_line_and_left_alone(
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, content)]
 
 
-@pytest.mark.parametrize(("path", "message"), [("file", "is a file"), ("file/run", "Not a direct")])
-def test_a_file_is_no_run_directory(path: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(RunError, match=f"{tmp_path / path} .*{message}"):
-        RunDirectory(tmp_path / path, FINGERPRINT)
-
-
 def test_an_unknown_home_directory_is_an_ordinary_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
