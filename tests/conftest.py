@@ -139,6 +139,14 @@ def sample_run(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> An
     return train_and_evaluate(config, tmp_path_factory.mktemp("trained") / "run")
 
 
+@pytest.fixture(scope="session")
+def predictor(sample_run: Any) -> Any:
+    """The network of `sample_run`."""
+    from mnist_jax.inference.predictor import load_predictor
+
+    return load_predictor(sample_run.workdir)
+
+
 @pytest.fixture
 def after_chunk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], Any]], None]:
     """`after_chunk(n, act)` calls `act` once: when a run has trained its n-th chunk from now.

@@ -155,6 +155,15 @@ def read_checkpoint_record(workdir: Path) -> dict[str, Any]:
     return json.loads(path.read_text())["saved"]
 
 
+def read_outcome(workdir: Path) -> dict[str, Any]:
+    """What two runs that end with the same bits have in common."""
+    return {
+        "history": read_history(workdir),
+        "result": (workdir / "result.json").read_text(),
+        "digest of the arrays": read_checkpoint_record(workdir)["digest_of_arrays"],
+    }
+
+
 def snapshot(folder: Path) -> dict[Path, bytes]:
     """The content of every file in a folder."""
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

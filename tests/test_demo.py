@@ -23,21 +23,14 @@ from PIL import Image
 
 from mnist_jax.commands import demo, server
 from mnist_jax.inference.images import read_image
-from mnist_jax.inference.predictor import Predictor, load_predictor
+from mnist_jax.inference.predictor import Predictor
 from mnist_jax.runtime.errors import RunError
 from mnist_jax.train import Result
-from tests.helpers import BAD_FILES, call, draw_seven, encode
-
-SEVEN = encode(draw_seven())
-
-
-@pytest.fixture(scope="module")
-def predictor(sample_run: Result) -> Predictor:
-    return load_predictor(sample_run.workdir)
+from tests.helpers import BAD_FILES, SEVEN_PNG, call, draw_seven, encode
 
 
 def test_a_picture_gets_the_answer_of_the_predictor(predictor: Predictor) -> None:
-    found, pixels = demo.recognize(predictor, SEVEN), read_image(SEVEN)
+    found, pixels = demo.recognize(predictor, SEVEN_PNG), read_image(SEVEN_PNG)
     (expected,) = predictor.probabilities(pixels[None])
     assert (found["digit"], found["probabilities"]) == (expected.argmax(), expected.tolist())
     with urllib.request.urlopen(found["seen"]) as file:
@@ -151,8 +144,8 @@ def test_only_the_page_and_its_answer_are_served(url: str) -> None:
         assert requests.get(f"{url}/{path}", timeout=30).status_code == 200
     for path in ("answer", "server.py", "%2e%2e/server.py", "..%2fserver.py", "docs", "%00"):
         assert requests.get(f"{url}/{path}", timeout=30).status_code == 404
-    assert post(url, SEVEN, Origin=url).status_code == 200
-    assert post(url, SEVEN, Origin="http://a.page.elsewhere").status_code == 403
+    assert post(url, SEVEN_PNG, Origin=url).status_code == 200
+    assert post(url, SEVEN_PNG, Origin="http://a.page.elsewhere").status_code == 403
 
 
 @pytest.mark.slow
@@ -264,9 +257,9 @@ HTML = (
 
 @pytest.mark.slow
 def test_a_chosen_picture_is_recognized(page: Any, predictor: Predictor, tmp_path: Path) -> None:
-    digit, large = str(demo.recognize(predictor, SEVEN)["digit"]), draw_seven((2100, 2800))
+    digit, large = str(demo.recognize(predictor, SEVEN_PNG)["digit"]), draw_seven((2100, 2800))
     pictures = {
-        "seven.png": (SEVEN, digit),
+        "seven.png": (SEVEN_PNG, digit),
         "seven.tif": (encode(draw_seven(), "TIFF"), digit),  # Chromium cannot show TIFF
         "seven.bmp": (encode(large.convert("RGB"), "BMP"), digit),  # 18 MB: the page scales it
         "seven.svg": (SVG.format("").encode(), digit),  # Pillow cannot read SVG

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from mnist_jax.train import Result
-from tests.helpers import assert_first_step_alike, read_checkpoint_record, read_history
+from tests.helpers import assert_first_step_alike, read_history, read_outcome
 
 Arrays = dict[str, np.ndarray]
 Command = Callable[..., list[str]]
@@ -128,15 +128,6 @@ def test_distributed_outside_of_a_cluster_is_one_line() -> None:
     assert "--coordinator-address" in line
 
 
-def outcome(workdir: Path) -> dict[str, Any]:
-    """What two runs that end with the same bits have in common."""
-    return {
-        "history": read_history(workdir),
-        "result": (workdir / "result.json").read_text(),
-        "digest": read_checkpoint_record(workdir)["digest_of_arrays"],
-    }
-
-
 @pytest.mark.slow
 def test_a_run_resumes_on_another_number_of_devices(command: Command, tmp_path: Path) -> None:
     for epochs, devices in enumerate((8, 1, 8), start=1):
@@ -158,7 +149,7 @@ def test_a_run_resumes_to_the_same_bits(
     for epochs in (6, 12):
         run(command(tmp_path / "run", epochs), processes, devices)
     run(command(tmp_path / "whole"), processes, devices)
-    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    assert read_outcome(tmp_path / "run") == read_outcome(tmp_path / "whole")
 
 
 @pytest.mark.slow
@@ -180,7 +171,7 @@ def two_processes(command: Command, tmp_path_factory: pytest.TempPathFactory) ->
     """The outcome of a run in two processes that nothing stops."""
     workdir = tmp_path_factory.mktemp("two") / "run"
     run(command(workdir), 2)
-    return outcome(workdir)
+    return read_outcome(workdir)
 
 
 def start_two(words: list[str], workdir: Path) -> list[subprocess.Popen[str]]:
@@ -206,7 +197,7 @@ def test_a_lost_process_ends_the_other_and_the_run_can_be_resumed(
     processes[lost].kill()
     wait([processes[lost]])
     run(command(tmp_path / "run"), 2)
-    assert outcome(tmp_path / "run") == two_processes
+    assert read_outcome(tmp_path / "run") == two_processes
 
 
 @pytest.mark.slow
@@ -220,7 +211,7 @@ def test_a_signal_to_one_process_saves_and_stops_all(
     assert ["interrupted" in text for text in errors] == [True, False]
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
     run(command(tmp_path / "run"), 2)
-    assert outcome(tmp_path / "run") == two_processes
+    assert read_outcome(tmp_path / "run") == two_processes
 
 
 PROGRAM = """

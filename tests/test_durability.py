@@ -20,13 +20,7 @@ from mnist_jax.runtime.checkpoint import Checkpoints
 from mnist_jax.runtime.program import INTERRUPTED
 from mnist_jax.runtime.workdir import RunDirectory
 from mnist_jax.train import Result, train_and_evaluate
-from tests.helpers import (
-    assert_same_run,
-    newest_step,
-    read_checkpoint_record,
-    read_history,
-    small_disk,
-)
+from tests.helpers import assert_same_run, newest_step, read_history, read_outcome, small_disk
 
 KILLS = int(os.environ.get("MNIST_JAX_KILLS", "10"))
 EPOCHS, STEPS = 12, 32
@@ -49,11 +43,8 @@ def command(workdir: Path, sample_dir: Path, **changes: Any) -> list[str]:
 def run_contents(workdir: Path) -> dict[str, Any]:
     """What must be the same, however often the run was stopped."""
     files = (path.relative_to(workdir) for path in workdir.rglob("*") if path.is_file())
-    return {
-        "history": read_history(workdir),
-        "result": (workdir / "result.json").read_text(),
+    return read_outcome(workdir) | {
         "step": newest_step(workdir),
-        "digest of the arrays": read_checkpoint_record(workdir)["digest_of_arrays"],
         # Orbax gives its data files random names; a signal saves at a step of its own.
         "files": sorted(
             re.sub("checkpoints/[0-9]+/", "checkpoints/STEP/", str(path))

@@ -20,7 +20,7 @@ from mnist_jax.inference.evaluation import (
     predict_split,
     score_classes,
 )
-from mnist_jax.inference.predictor import load_predictor
+from mnist_jax.inference.predictor import Predictor, load_predictor
 from mnist_jax.train import Result
 from tests.helpers import call
 from tests.oracle import cross_entropy, forward, softmax
@@ -28,8 +28,7 @@ from tests.oracle import cross_entropy, forward, softmax
 pytestmark = pytest.mark.usefixtures("tests_cache")
 
 
-def test_the_predictions_are_those_of_the_oracle(sample_run: Result) -> None:
-    predictor = load_predictor(sample_run.workdir)
+def test_the_predictions_are_those_of_the_oracle(predictor: Predictor) -> None:
     dataset = load_dataset(predictor.config)
     predictions = predict_split(predictor, dataset, "test")
     images, labels = (np.asarray(array)[4000:] for array in dataset.examples)

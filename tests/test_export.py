@@ -13,7 +13,7 @@ from jax import export
 
 from mnist_jax.commands import export as command
 from mnist_jax.data.sources import load_arrays
-from mnist_jax.inference.predictor import Predictor, load_predictor
+from mnist_jax.inference.predictor import Predictor
 from mnist_jax.model import MLP
 from mnist_jax.train import Result
 from tests.helpers import call
@@ -27,9 +27,8 @@ def export_and_load(predictor: Predictor) -> export.Exported:
     return export.deserialize(command.export_predictor(predictor).serialize())
 
 
-def test_the_probabilities_are_those_of_the_predictor(sample_run: Result) -> None:
+def test_the_probabilities_are_those_of_the_predictor(predictor: Predictor) -> None:
     """For any batch size."""
-    predictor = load_predictor(sample_run.workdir)
     images = load_arrays("mnist_sample", predictor.config).test_images
     exported, expected = export_and_load(predictor), predictor.probabilities(images)
     for size in (1, 7, 1000):
@@ -42,9 +41,8 @@ def test_the_probabilities_are_those_of_the_predictor(sample_run: Result) -> Non
     [("float32", "HIGHEST"), ("tensorfloat32", "HIGH"), ("bfloat16", None)],
 )
 def test_it_runs_on_all_platforms_with_the_precision_of_the_run(
-    precision: str, in_stablehlo: str | None, sample_run: Result
+    precision: str, in_stablehlo: str | None, predictor: Predictor
 ) -> None:
-    predictor = load_predictor(sample_run.workdir)
     exported = export_and_load(dataclasses.replace(predictor, model=MLP(precision=precision)))
     assert exported.platforms == ("cpu", "cuda", "tpu")
     products = re.findall(r"stablehlo.dot_general.*", exported.mlir_module())

@@ -19,7 +19,7 @@ from PIL import Image
 from mnist_jax.commands import predict
 from mnist_jax.data.sources import load_arrays
 from mnist_jax.inference.images import read_image
-from mnist_jax.inference.predictor import load_predictor
+from mnist_jax.inference.predictor import Predictor, load_predictor
 from mnist_jax.train import Result
 from tests.helpers import BAD_FILES, call, draw_seven, encode
 
@@ -40,19 +40,19 @@ def run(sample_run: Result, tests_cache: None, capsys: pytest.CaptureFixture[str
 
 
 @pytest.fixture
-def digits(sample_run: Result, tmp_path: Path) -> Path:
+def digits(predictor: Predictor, tmp_path: Path) -> Path:
     """A folder with twelve test images and a text file."""
     folder = tmp_path / "digits"
     folder.mkdir()
-    config = load_predictor(sample_run.workdir).config
-    for i, image in enumerate(load_arrays("mnist_sample", config).test_images[:12]):
+    arrays = load_arrays("mnist_sample", predictor.config)
+    for i, image in enumerate(arrays.test_images[:12]):
         Image.fromarray(image).save(folder / f"{i:02}.png")
     (folder / "notes.txt").write_text("not an image")
     return folder
 
 
 def test_json_is_a_list_with_one_object_per_picture(
-    run: Any, digits: Path, sample_run: Result
+    run: Any, digits: Path, predictor: Predictor
 ) -> None:
     code, out, err = run(digits, digits / "03.png", "--json")
     found = json.loads(out)
@@ -61,7 +61,7 @@ def test_json_is_a_list_with_one_object_per_picture(
     assert [set(object_) for object_ in found] == [{"file", "digit", "probabilities"}] * 13
     assert [object_["file"] for object_ in found] == files
     images = np.stack([read_image(Path(file)) for file in files])
-    expected = load_predictor(sample_run.workdir).probabilities(images)
+    expected = predictor.probabilities(images)
     np.testing.assert_array_equal([object_["probabilities"] for object_ in found], expected)
     assert [object_["digit"] for object_ in found] == expected.argmax(1).tolist()
 

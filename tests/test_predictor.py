@@ -13,7 +13,7 @@ import pytest
 
 from mnist_jax.config import Config
 from mnist_jax.data.sources import load_arrays
-from mnist_jax.inference.predictor import find_run, load_predictor
+from mnist_jax.inference.predictor import Predictor, find_run, load_predictor
 from mnist_jax.runtime.checkpoint import Checkpoints
 from mnist_jax.runtime.errors import RunError
 from mnist_jax.runtime.workdir import RunDirectory, read_run_info
@@ -40,9 +40,8 @@ def test_the_parameters_are_those_of_the_run(
     assert snapshot(sample_run.workdir) == before
 
 
-def test_the_probabilities_are_those_of_the_oracle(sample_run: Result) -> None:
+def test_the_probabilities_are_those_of_the_oracle(predictor: Predictor) -> None:
     """For any number of images; an image alone gets the same bits as among others."""
-    predictor = load_predictor(sample_run.workdir)
     images = load_arrays("mnist_sample", predictor.config).test_images[:600]
     probabilities = predictor.probabilities(images)
     logits, _ = forward(jax.device_get(predictor.params), images.reshape(600, 784) / 255)

@@ -19,7 +19,7 @@ from mnist_jax.commands import evaluate
 from mnist_jax.config import load_config
 from mnist_jax.inference import report
 from mnist_jax.inference.evaluation import Evaluation, Predictions, evaluate_run
-from mnist_jax.inference.predictor import Predictor, load_predictor
+from mnist_jax.inference.predictor import Predictor
 from mnist_jax.train import Result, train_and_evaluate
 from tests.helpers import call
 
@@ -139,11 +139,6 @@ TEST = Predictions(
     losses=-np.log(PROBABILITIES[range(4), LABELS]),
     probabilities=PROBABILITIES,
 )
-
-
-@pytest.fixture(scope="module")
-def predictor(sample_run: Result) -> Predictor:
-    return load_predictor(sample_run.workdir)
 
 
 @pytest.fixture(scope="module")
