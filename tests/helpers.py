@@ -193,6 +193,10 @@ def flip_byte(path: Path, position: int | None = None) -> None:
     path.write_bytes(data)
 
 
+def cut_in_half(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
 @contextlib.contextmanager
 def small_disk(path: Path, size: str) -> Iterator[Path]:
     """Mounts a file system of `size`, for example 12m, at `path`."""

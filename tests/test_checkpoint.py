@@ -16,7 +16,7 @@ import pytest
 from mnist_jax.runtime.checkpoint import Checkpoints
 from mnist_jax.runtime.errors import RunError
 from mnist_jax.runtime.workdir import RunDirectory
-from tests.helpers import flip_byte, small_disk, snapshot
+from tests.helpers import cut_in_half, flip_byte, small_disk, snapshot
 
 FINGERPRINT = {"seed": 0, "sizes": [4]}
 PROGRESS = {"history": [{"epoch": 1, "loss": 0.1 + 0.2}]}
@@ -113,8 +113,7 @@ def find_largest_file(folder: Path) -> Path:
 
 
 def cut_the_largest_file(directory: Path) -> None:
-    largest = find_largest_file(directory / "2")
-    os.truncate(largest, largest.stat().st_size // 2)
+    cut_in_half(find_largest_file(directory / "2"))
 
 
 def remove_the_largest_file(directory: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from mnist_jax.config import Config
 from mnist_jax.data.sources import Arrays, DataError, find_arrays, load_arrays
-from tests.helpers import flip_byte
+from tests.helpers import cut_in_half, flip_byte
 
 REMEDIES = ("HTTPS_PROXY", "--manual-dir", "--data-dir")
 MNIST_HOST = "storage.googleapis.com"
@@ -91,7 +91,7 @@ def rewrite(path: Path, **arrays: np.ndarray | None) -> None:
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "pixel flipped": flip_byte,
-    "truncated": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "truncated": cut_in_half,
     "array missing": lambda path: rewrite(path, test_labels=None),
     "floats": lambda path: rewrite(path, test_images=np.zeros((20, 28, 28))),
     "another dataset": lambda path: rewrite(path, name=np.array("mnist_sample")),
