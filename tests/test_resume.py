@@ -249,15 +249,3 @@ def test_a_crashed_run_whose_checkpoints_are_gone_is_refused(
     with pytest.raises(RunError, match=f"the checkpoints of {tmp_path} are missing"):
         train_and_evaluate(config, tmp_path)
     assert snapshot(tmp_path) == before
-
-
-def test_epochs_whose_checkpoints_are_gone_are_named_and_trained_again(
-    config: Config, finished: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    config = replace(config, num_epochs=3)
-    expected = train_and_evaluate(config, finished)
-    for step in (64, 96):
-        shutil.rmtree(finished / "checkpoints" / str(step))
-    again = train_and_evaluate(config, finished)
-    assert "checkpoints after epoch 1 are missing" in caplog.text
-    assert (again.train, again.test) == (expected.train, expected.test)
