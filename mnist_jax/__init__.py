@@ -1,7 +1,12 @@
 """A reference JAX trainer: MNIST, done exactly, in pure functions."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mnist_jax.config import Config as Config
+    from mnist_jax.inference.predictor import load_predictor as load_predictor
+    from mnist_jax.train import train_and_evaluate as train_and_evaluate
 
 __version__ = "0.2.0"
 _PUBLIC = {

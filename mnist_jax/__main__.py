@@ -7,7 +7,7 @@ import sys
 COMMANDS = {
     "train": ("mnist_jax.train", "train the network, evaluate it and save it"),
     "evaluate": ("mnist_jax.commands.evaluate", "show how well a trained network does"),
-    "predict": ("mnist_jax.commands.predict", "tell which digits are in pictures"),
+    "predict": ("mnist_jax.commands.predict", "name the digit in each picture"),
     "export": ("mnist_jax.commands.export", "save a trained network as one file for jax"),
     "demo": ("mnist_jax.commands.demo", "serve a page to draw digits on"),
     "seeds": ("mnist_jax.commands.seeds", "train with many seeds and compare the results"),

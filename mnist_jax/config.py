@@ -38,7 +38,7 @@ class Config:
     """Precision of the matrix products. Lower ones are faster on GPUs and TPUs, and less exact."""
 
     optimizer: Literal["rmsprop", "adam", "adamw", "sgd"] = "rmsprop"
-    """The update rule. Settings below that the rule does not use must keep their defaults."""
+    """The update rule. A setting that the rule does not use must keep its default."""
     learning_rate: Annotated[float, Range(0)] = 1e-3
     """The step size; with a schedule, its peak."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -110,11 +110,20 @@ def deciding_fields(config: Config) -> dict[str, Any]:
     return fields
 
 
+def reject(config: Config, *unused: str) -> None:
+    """Raises UsageError if a setting is given that has no effect on a command."""
+    for name in unused:
+        if getattr(config, name) != getattr(Config, name):
+            raise UsageError(f"{name} is set, but has no effect on this command; leave it out")
+
+
 def load_config(path: str | Path) -> Config:
     """Loads a run's config.json, or the variable `config` of a Python file."""
     try:
         if Path(path).suffix == ".json":
             fields: dict[str, Any] = json.loads(Path(path).read_text())
+            if not isinstance(fields, dict):
+                raise UsageError("it must hold a JSON object")
             if unknown := fields.keys() - vars(Config()).keys():
                 raise UsageError(f"unknown settings: {', '.join(sorted(unknown))}")
             for name, value in fields.items():
@@ -136,7 +145,7 @@ class RunOptions:
 
     config: tyro.conf.OmitArgPrefixes[Config] = Config()
     preset: Annotated[Path | None, tyro.conf.arg(name="config", metavar="PATH")] = None
-    """File of settings, .py or .json; flags override it. By default, config.json in --workdir."""
+    """File of settings, .py or .json; flags override it. `train --workdir` has its own file."""
 
     @classmethod
     def defaults(cls, args: Sequence[str] | None) -> "RunOptions":

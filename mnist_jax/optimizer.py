@@ -20,7 +20,7 @@ def make_optimizer(config: Config, total_steps: int) -> optax.GradientTransforma
     adam: dict[str, Any] = {"b1": config.b1, "b2": config.b2, "eps": config.eps}
     match config.optimizer:
         case "rmsprop":
-            # Hinton (2012), as in Keras 2: lr * g / (sqrt(v) + eps), v starts at 0, uncorrected.
+            # Hinton (2012), as in Keras 2: lr * g / (sqrt(v) + eps), v without bias correction.
             rms = {"decay": config.decay, "eps": config.eps, "eps_in_sqrt": config.eps_in_sqrt}
             return optax.rmsprop(learning_rate, **rms, momentum=momentum)
         case "adam":
@@ -39,7 +39,7 @@ def make_schedule(config: Config, total_steps: int) -> optax.ScalarOrSchedule:
     """
     peak, warmup_steps = config.learning_rate, config.warmup_steps
     if warmup_steps >= total_steps:
-        raise UsageError(f"warmup_steps is {warmup_steps}; the run has only {total_steps} steps")
+        raise UsageError(f"warmup_steps is {warmup_steps}, but the run has {total_steps} steps")
     if config.schedule == "constant" and not warmup_steps:
         return peak
     steps = total_steps - warmup_steps

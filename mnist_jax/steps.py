@@ -27,7 +27,7 @@ class Metrics(NamedTuple):
 
     loss_sum: Float[Array, "*batches"]
     correct: Int[Array, "*batches"]
-    count: Int[Array, "*batches"]  # pyright: ignore[reportIncompatibleMethodOverride]
+    num_examples: Int[Array, "*batches"]
 
 
 def split_seed(seed: int) -> tuple[PRNGKeyArray, PRNGKeyArray]:
@@ -60,9 +60,9 @@ def loss_fn(params: PyTree, batch: Batch, model: nn.Module) -> tuple[Float[Array
     logits = predict_logits(params, batch.images, model=model)
     losses = jnp.where(batch.mask, cross_entropy(logits, batch.labels), 0.0)
     correct = batch.mask & (jnp.argmax(logits, axis=-1) == batch.labels)
-    count = batch.mask.sum(dtype=jnp.int32)
-    metrics = Metrics(losses.sum(), correct.sum(dtype=jnp.int32), count)
-    return metrics.loss_sum / count.astype(jnp.float32), metrics
+    num_examples = batch.mask.sum(dtype=jnp.int32)
+    metrics = Metrics(losses.sum(), correct.sum(dtype=jnp.int32), num_examples)
+    return metrics.loss_sum / num_examples.astype(jnp.float32), metrics
 
 
 def train_step(

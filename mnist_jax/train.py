@@ -1,10 +1,14 @@
 """Trains and evaluates: `python -m mnist_jax.train`, or `train_and_evaluate` from Python."""
 
 import dataclasses
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Exit silently on Ctrl-C during start-up.
 
 import flax.linen as nn
 import numpy as np
@@ -20,7 +24,7 @@ from mnist_jax.runtime.checkpoint import Checkpoints
 from mnist_jax.runtime.cli import Folder, LaunchOptions, require_packages
 from mnist_jax.runtime.errors import Interrupted, RunError, UsageError
 from mnist_jax.runtime.metric_writer import MetricWriter, Totals
-from mnist_jax.runtime.program import Signals, console, run_command, start_processes
+from mnist_jax.runtime.program import Signals, console, prepare_process, run_command
 from mnist_jax.runtime.workdir import RunDirectory
 from mnist_jax.steps import Metrics, TrainState, evaluate, init_state, split_seed, train_steps
 
@@ -50,7 +54,7 @@ class Run(NamedTuple):
 class Result(NamedTuple):
     """What a run ends with; `train` and `test` are of the final parameters."""
 
-    dataset: str  # mnist_sample where mnist could not be loaded
+    dataset: str  # mnist_sample if mnist could not be loaded
     state: TrainState
     history: list[dict[str, Any]]  # one record per epoch, as in metrics.jsonl
     train: Totals
@@ -59,7 +63,7 @@ class Result(NamedTuple):
 
 
 def train_and_evaluate(config: Config, workdir: str | Path | None = None) -> Result:
-    """Trains as `config` says, or resumes the run in `workdir` to the same bits.
+    """Trains as `config` says, or resumes the run in `workdir` bit for bit.
 
     By default, `workdir` is a new directory runs/DATE-TIME. After SIGINT or SIGTERM, the run
     finishes its chunk of steps, saves everything, and raises Interrupted.
@@ -69,17 +73,18 @@ def train_and_evaluate(config: Config, workdir: str | Path | None = None) -> Res
     dataset = pipeline.load_dataset(config, workdir)
     fingerprint = pipeline.fingerprint(config, dataset)
     setup = set_up(config, dataset, devices.make_mesh())
-    del dataset  # the copy of the host, if the devices have their own memory
+    del dataset  # frees the host's copy if the devices have their own memory
     state = init_train_state(setup)
     # The processes must have the same settings; only the directories of data may differ.
     devices.check_same(vars(config) | {"data_dir": None, "manual_dir": None})
     with (
-        RunDirectory(workdir, fingerprint) as run_dir,  # refuses a different run
         Signals() as signals,
+        RunDirectory(workdir, fingerprint) as run_dir,  # refuses a different run
         Checkpoints(run_dir, config.keep) as checkpoints,
     ):
-        new_run = state, {"running_train": {}, "history": []}
-        state, progress = checkpoints.restore(state) or new_run
+        progress: dict[str, Any] = {"running_train": {}, "history": []}
+        if restored := checkpoints.restore(state):
+            state, progress = restored
         devices.check_same({"restored step": int(state.step)})
         running, history = Totals(**progress["running_train"]), progress["history"]
         announce(setup, state, run_dir)
@@ -89,9 +94,7 @@ def train_and_evaluate(config: Config, workdir: str | Path | None = None) -> Res
         test_totals = evaluate_split(setup, state, "test")
         checkpoints.wait()  # the result is announced once the parameters are saved
         finish(run_dir, train_totals, test_totals)
-    return Result(
-        setup.dataset.name, state, writer.history, train_totals, test_totals, run_dir.path
-    )
+    return Result(setup.dataset.name, state, history, train_totals, test_totals, run_dir.path)
 
 
 def set_up(config: Config, dataset: pipeline.Dataset, mesh: Mesh) -> Setup:
@@ -113,12 +116,8 @@ def init_train_state(setup: Setup) -> TrainState:
 
 
 def announce(setup: Setup, state: TrainState, run_dir: RunDirectory) -> None:
-    """Prints and records what runs, on what, and from where."""
+    """Prints and records the data, the model, the devices, and where the run starts."""
     config, dataset, step = setup.config, setup.dataset, int(state.step)
-    last_step = config.num_epochs * setup.num_steps
-    if step > last_step:
-        epoch = (step - 1) // setup.num_steps + 1
-        raise UsageError(f"{run_dir.path} is already in epoch {epoch}; increase --num-epochs")
     versions = devices.package_versions("mnist_jax", "jax")
     sizes = {split: len(rows) for split, rows in dataset.splits.items()}
     hardware = devices.describe_devices()
@@ -129,15 +128,9 @@ def announce(setup: Setup, state: TrainState, run_dir: RunDirectory) -> None:
         f"{type(setup.model).__name__}: {optax.tree.size(state.params):,} parameters; "
         f"{config.optimizer}, batches of {setup.batch_size}, seed {config.seed}"
     )
-    if step == last_step:
-        console.print(f"{run_dir.path} is finished")
-    elif step:
-        console.print(f"Resuming {run_dir.path} after step {step:,}")
-        (run_dir.path / "result.json").unlink(missing_ok=True)  # the result of fewer epochs
-    elif "status" in run_dir.info:
-        console.print(f"{run_dir.path} has no checkpoint yet; starting from the beginning")
+    run_dir.begin(step, config.num_epochs * setup.num_steps)
     run_dir.write_json(CONFIG_FILE, dataclasses.asdict(config))
-    run_dir.update(status="running", dataset=dataset.name, **sizes, **versions, devices=hardware)
+    run_dir.update(dataset=dataset.name, **sizes, **versions, devices=hardware)
 
 
 def train(setup: Setup, run: Run, state: TrainState, running: Totals) -> TrainState:
@@ -158,7 +151,7 @@ def train(setup: Setup, run: Run, state: TrainState, running: Totals) -> TrainSt
         run.writer.write(record | shown_totals.as_record(shown) | {"seconds": seconds})
         running = Totals()
         # After the last epoch, only the final evaluation is left: a signal does not stop it.
-        is_stopping = epoch < num_epochs and devices.any_process(run.signals.received)
+        is_stopping = epoch < num_epochs and run.signals.received_anywhere()
         save(run, state, running, is_stopping)
     return state
 
@@ -173,7 +166,7 @@ def train_and_save(
             step, running = int(state.step), running.add(*metrics)
             update(step - (epoch - 1) * setup.num_steps, running.as_record("running_train"))
             is_due = 0 < setup.config.checkpoint_every_steps <= step - run.checkpoints.last_step
-            is_stopping = devices.any_process(run.signals.received)
+            is_stopping = run.signals.received_anywhere()
             # After the last chunk, `train` saves: the epoch must be evaluated first.
             if step < epoch * setup.num_steps and (is_due or is_stopping):
                 save(run, state, running, is_stopping)
@@ -198,7 +191,7 @@ def train_epoch(
     order = pipeline.epoch_order(order_key, epoch, num_train, setup.batch_size)
     start, chunk_size = int(state.step) - steps_before, setup.config.steps_per_chunk
     while start < setup.num_steps:
-        end = (start // chunk_size + 1) * chunk_size  # a resumed epoch ends its chunks there, too
+        end = (start // chunk_size + 1) * chunk_size  # a multiple, also in a resumed epoch
         rows = devices.split_batches(order[start:end], setup.mesh)
         state, metrics = train_steps(
             state, setup.dataset.examples, rows, model=setup.model, tx=setup.tx
@@ -244,7 +237,7 @@ class Options(LaunchOptions, RunOptions):
 
 def main(options: Options) -> None:
     """Trains as the command line says."""
-    start_processes(options)
+    prepare_process(options)
     train_and_evaluate(options.config, options.workdir)
 
 

@@ -94,7 +94,7 @@ def few_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def publish(few_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """`publish(url)`: TFDS then takes `url` for the address of MNIST, and few_dir for its files."""
+    """`publish(url)` makes `url` the address of MNIST, with the checksums of few_dir's files."""
     from tensorflow_datasets.core.download import checksums
 
     from mnist_jax.data import tfds_builders
@@ -151,7 +151,7 @@ def predictor(sample_run: Any) -> Any:
 def after_chunk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], Any]], None]:
     """`after_chunk(n, act)` calls `act` once: when a run has trained its n-th chunk from now.
 
-    A test so acts at a known step, for example by sending a signal. This is the only place that
+    So a test acts at a known step, for example by sending a signal. This is the only place that
     replaces a function of the trainer.
     """
     from mnist_jax import train

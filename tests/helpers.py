@@ -86,7 +86,7 @@ def encode(image: Image.Image | np.ndarray, form: str = "PNG", **options: Any) -
 
 
 def make_png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A grey PNG file from its chunks, which need not fit its size."""
+    """A grey PNG file from chunks, which may contradict its size."""
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     content = b"\x89PNG\r\n\x1a\n"
     for kind, data in ((b"IHDR", header), *chunks, (b"IEND", b"")):
@@ -170,7 +170,7 @@ def snapshot(folder: Path) -> dict[Path, bytes]:
 
 
 def assert_same_run(result: Result, whole: Result) -> None:
-    """Two runs end with the same bits, metrics, messages and files."""
+    """Two runs end with the same bits, metrics, results and files."""
     chex.assert_trees_all_equal(result.state, whole.state)
     assert (result.train, result.test) == (whole.train, whole.test)
     assert read_history(result.workdir) == read_history(whole.workdir)

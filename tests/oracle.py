@@ -37,7 +37,7 @@ def loss(params: Tree, images: np.ndarray, labels: np.ndarray) -> float:
 
 
 def gradients(params: Tree, images: np.ndarray, labels: np.ndarray) -> Tree:
-    """Of the mean loss: back from (softmax - one_hot) / n, through each layer and its relu."""
+    """The gradients of the mean loss: from (softmax - one_hot) / n back through each layer."""
     logits, inputs = forward(params, images)
     delta = (softmax(logits) - np.eye(logits.shape[-1])[labels]) / len(labels)
     grads = {}

@@ -149,7 +149,7 @@ def add_empty_directory(directory: Path) -> None:
         (remove_the_largest_file, "/2 is damaged"),
         (put_older_arrays, "/2 is damaged and is not used: its arrays do not match"),
         (change_record, "/2 is damaged and is not used: its record does not match"),
-        (rename_older, "/7 is damaged and is not used: it is that of step 1"),
+        (rename_older, "/7 is damaged and is not used: it holds step 1"),
         (add_empty_directory, "/9 is damaged"),
     ],
 )
@@ -247,7 +247,7 @@ def test_checkpoints_hold_json_and_no_pickle(workdir: RunDirectory, directory: P
 def test_a_save_that_fails_in_the_background_is_an_error(
     own_error: Exception | None, tmp_path: Path
 ) -> None:
-    """Unless the run has failed itself. The checkpoint before it is not lost."""
+    """The run's own error comes first. The previous checkpoint is kept."""
     array = np.random.default_rng(0).random(350_000, np.float32)  # the disk has space for one
     expected = pytest.raises(RunError, match=r"/checkpoints: No space left on device$")
     if own_error:

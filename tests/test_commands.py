@@ -1,4 +1,4 @@
-"""`python -m mnist_jax`, and its commands seeds and check. The other commands have own files."""
+"""`python -m mnist_jax`, and its commands seeds and check. The others have their own files."""
 
 import importlib
 import json
@@ -60,9 +60,10 @@ def test_a_command_explains_itself_and_its_flags(
             assert f"--{field.name.replace('_', '-')}" in text
 
 
-def test_ctrl_c_during_start_up_is_silent() -> None:
+@pytest.mark.parametrize("words", [["mnist_jax", "check"], ["mnist_jax.train"]])
+def test_ctrl_c_during_start_up_is_silent(words: list[str]) -> None:
     """The list of imports on stderr tells when numpy is loaded, and jax is about to be."""
-    command = [sys.executable, "-X", "importtime", "-m", "mnist_jax", "check"]
+    command = [sys.executable, "-X", "importtime", "-m", *words]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr:
             if re.search(r"\| +numpy$", line):

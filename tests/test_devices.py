@@ -25,7 +25,7 @@ INTERRUPTED = 75
 PIPES: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
 TOPOLOGIES = [(1, 8), (2, 1)]  # the number of processes, and of devices in each
 RESUMED = [(1, 4)]
-LOSSES = [(0, signal.SIGKILL), (1, signal.SIGKILL)]  # the lost process, and what it gets
+LOSSES = [(0, signal.SIGKILL), (1, signal.SIGKILL)]  # the lost process, and its signal
 if "MNIST_JAX_ALL_TOPOLOGIES" in os.environ:
     TOPOLOGIES += [(1, 2), (1, 4), (2, 4), (4, 1)]
     RESUMED += [(1, 2), (1, 8), (2, 2), (4, 1)]
@@ -201,11 +201,16 @@ def test_a_lost_process_ends_the_other_and_the_run_can_be_resumed(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("pause", [None, 0.2, 1.0])
 def test_a_signal_to_one_process_saves_and_stops_all(
-    command: Command, two_processes: dict[str, Any], tmp_path: Path
+    pause: float | None, command: Command, two_processes: dict[str, Any], tmp_path: Path
 ) -> None:
+    """Also if the other process gets it `pause` seconds later, when it may have saved already."""
     processes = start_two(command(tmp_path / "run"), tmp_path / "run")
     processes[1].send_signal(signal.SIGTERM)
+    if pause:
+        time.sleep(pause)
+        processes[0].send_signal(signal.SIGTERM)
     errors = wait(processes)
     assert [process.returncode for process in processes] == [INTERRUPTED] * 2
     assert ["interrupted" in text for text in errors] == [True, False]
@@ -218,10 +223,10 @@ PROGRAM = """
 import os, signal
 from mnist_jax.runtime import devices
 from mnist_jax.runtime.cli import LaunchOptions
-from mnist_jax.runtime.program import run_command, start_processes
+from mnist_jax.runtime.program import prepare_process, run_command
 
 def main(options):
-    start_processes(options)
+    prepare_process(options)
     if not devices.is_first_process():
         {failure}
     devices.any_process(True)  # waits for the other process

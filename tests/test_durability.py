@@ -116,7 +116,7 @@ def start(workdir: Path, sample_dir: Path) -> subprocess.Popen[str]:
 def test_a_run_survives_readers_that_close_its_output(
     is_interrupted: bool, sample_dir: Path, tmp_path: Path
 ) -> None:
-    """With `2>&1 | tee`, Ctrl-C ends tee at once; the run still saves, and its code tells it."""
+    """With `2>&1 | tee`, Ctrl-C ends tee at once; the run still saves, and exits with 75."""
     process = start(tmp_path / "run", sample_dir)
     assert process.stdout
     assert process.stderr

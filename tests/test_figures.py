@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
@@ -16,11 +15,6 @@ from mnist_jax.inference import figures
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (6, 28, 28)).astype(np.uint8)
 DIGITS = figures.draw_digits(IMAGES.reshape(2, 3, 28, 28))
-PARAMS: Any = {
-    "Dense_0": {"kernel": np.zeros((784, 512)), "bias": np.zeros(512)},
-    "Dense_1": {"kernel": np.zeros((512, 10)), "bias": np.zeros(10)},
-}
-NETWORK = figures.draw_network(PARAMS)
 TRAIN, TEST = np.array([0.9, 0.95, 0.99]), np.array([0.89, 0.93, 0.935])
 CURVES = figures.draw_learning_curves(TRAIN, TEST)
 RUNNING = figures.draw_learning_curves(
@@ -50,20 +44,6 @@ def test_images_are_shown_in_their_places() -> None:
         top, left = 30 * (number // 3) + 1, 30 * (number % 3) + 1
         np.testing.assert_array_equal(table[top : top + 28, left : left + 28], image)
     assert table.sum(dtype=int) == IMAGES.sum(dtype=int)  # blank between the images
-
-
-def test_the_network_has_the_sizes_of_its_parameters() -> None:
-    (axes,) = NETWORK.axes
-    texts = [text.get_text() for text in axes.texts]
-    for text in ("784 pixels", "512 units, relu", "10 classes, softmax"):
-        assert text in texts
-    assert "kernel 784 x 512, bias 512\n401,920 numbers" in texts
-    assert "kernel 512 x 10, bias 10\n5,130 numbers" in texts
-    layers = [c for c in axes.collections if isinstance(c, PathCollection)]
-    lines = [c for c in axes.collections if isinstance(c, LineCollection)]
-    assert [len(layer.get_offsets()) for layer in layers] == [6, 6, 10]
-    assert [len(between.get_segments()) for between in lines] == [36, 60]
-    assert texts.count("⋮") == 2  # two layers are too large to be shown completely
 
 
 def legend_title(axes: Any) -> str:
@@ -146,7 +126,7 @@ def test_features_without_a_hidden_layer_are_the_classes() -> None:
     assert [axes.get_title() for axes in figure.axes[:6]] == ["0", "1", "2", "3", "4", ""]
 
 
-ALL = [DIGITS, NETWORK, CURVES, RUNNING, CONFUSION, PREDICTIONS, FEATURES]
+ALL = [DIGITS, CURVES, RUNNING, CONFUSION, PREDICTIONS, FEATURES]
 
 
 @pytest.mark.parametrize("figure", ALL)

@@ -75,10 +75,10 @@ CASES: dict[str, tuple[str, int, str]] = {
     "a learning rate that is not a number": ("--learning-rate nan", 2, "learning_rate is nan"),
     "a layer without units": ("--hidden-sizes 512 0", 2, "hidden_sizes[1] is 0"),
     "a setting that the optimizer does not use": ("--b1 0.5", 2, "b1 is set"),
-    "warm-up longer than the run": (f"{SAMPLE} --warmup-steps 32", 2, "warmup_steps is 32"),
+    "warm-up as long as the run": (f"{SAMPLE} --warmup-steps 32", 2, "warmup_steps is 32"),
     "nothing left to train on": (f"{SAMPLE} --validation-size 4000", 2, "validation_size is 4000"),
     "a missing platform": (f"{SAMPLE} --require-platform tpu", 1, "tpu is required"),
-    "one of three flags": ("--num-processes 2", 2, "go together"),
+    "one flag instead of three": ("--num-processes 2", 2, "go together"),
     "a process number that is too large": (
         "--coordinator-address host:1 --num-processes 2 --process-id 2", 2, "process_id is 2"
     ),
@@ -100,13 +100,13 @@ CASES: dict[str, tuple[str, int, str]] = {
     "--workdir holds something else": (f"{SAMPLE} --workdir letters", 1, "letters is not empty"),
     "--workdir cannot be written": (f"{SAMPLE} --workdir disk/run", 1, "disk/run cannot be"),
     "no space for a checkpoint": (f"{SAMPLE} --workdir disk/run", 1, "disk/run/checkpoints"),
-    "no space for any file": (f"{SAMPLE} --workdir disk/run", 1, "No space left"),
+    "no space for run.json": (f"{SAMPLE} --workdir disk/run", 1, "No space left"),
     "another process trains in the run directory": ("--workdir run", 1, "another process"),
     "a different seed than the run's": ("--workdir run --seed 1", 2, "seed is 0 in the saved run"),
     "two settings that differ from the run's": (
         "--workdir run --eps 1e-6 --batch-size 64", 2, "batch_size is 128 in the saved run"
     ),
-    "fewer epochs than the run's": ("--workdir run --num-epochs 1", 2, "already in epoch 2"),
+    "fewer epochs than the run's": ("--workdir run --num-epochs 1", 2, "is already at step 64"),
     "config.json of the run is incomplete": ("--workdir run", 2, "run/config.json"),
     "config.json of the run was changed": ("--workdir run", 2, "seed is 0 in the saved run"),
     "run.json of the run is incomplete": ("--workdir run", 1, "run/run.json is missing or damaged"),
@@ -121,13 +121,13 @@ CASES: dict[str, tuple[str, int, str]] = {
     "no run has finished": ("predict seven.png", 1, "no run has finished under runs/"),
     "a directory without a run": ("evaluate --workdir data", 1, "data holds no run"),
     "pictures that cannot be read": ("predict --workdir run text.png none.png data", 1, "not an"),
-    "a run on clothes": ("predict --workdir run seven.png", 1, "trained on fashion_mnist"),
+    "a run on fashion": ("predict --workdir run seven.png", 1, "trained on fashion_mnist"),
     "a run before its first checkpoint": ("export --workdir run --out a.bin", 1, "no checkpoint"),
     "no output file is named": ("export --workdir run", 2, "--out"),
     "an output file in a missing directory": ("export --workdir run --out no/a.bin", 1, "no/a.bin"),
     "a port that is too large": ("demo --port 70000", 2, "port is 70000"),
     "only one seed": ("seeds --num-seeds 1", 2, "num_seeds is 1; it must be at least 2"),
-    "seeds that are too large": ("seeds --seed 4294967290", 2, "seed is 4294967299"),
+    "the tenth seed is too large": ("seeds --seed 4294967290", 2, "seed is 4294967299"),
     "a setting without effect on seeds": ("seeds --keep 1", 2, "keep is set"),
 }  # fmt: skip
 CACHE = Path("data/mnist_jax/mnist_sample.npz")
@@ -143,7 +143,7 @@ PREPARATIONS: dict[str, Callable[[], object]] = {
     "the cached dataset is damaged": lambda: flip_byte(CACHE),
     "--workdir cannot be written": lambda: mount("1m,ro"),
     "no space for a checkpoint": lambda: mount("1m"),
-    "no space for any file": lambda: mount("4k"),
+    "no space for run.json": lambda: mount("4k"),
     "another process trains in the run directory": occupy,
     "config.json of the run is incomplete": lambda: os.truncate("run/config.json", 20),
     "config.json of the run was changed": lambda: edit("run/config.json", '"seed": 0', '"seed": 1'),
@@ -152,7 +152,7 @@ PREPARATIONS: dict[str, Callable[[], object]] = {
     "all checkpoints are damaged": lambda: damage(32, 64),
     "all checkpoints are missing": lambda: shutil.rmtree("run/checkpoints"),
     "metrics.jsonl is incomplete": lambda: os.truncate("run/metrics.jsonl", 10),
-    "a run on clothes": lambda: edit("run/run.json", '"mnist_sample"', '"fashion_mnist"'),
+    "a run on fashion": lambda: edit("run/run.json", '"mnist_sample"', '"fashion_mnist"'),
     "a run before its first checkpoint": lambda: [
         shutil.rmtree("run/checkpoints"),
         edit("run/run.json", '"saved": true', '"saved": false'),

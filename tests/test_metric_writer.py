@@ -67,7 +67,7 @@ def test_an_epoch_is_appended_to_the_file_the_history_and_the_console(
         ("".join(LINES) + LINES[0] + LINES[1], "checkpoints after epoch 2 are missing"),
     ],
 )
-def test_the_file_is_rewritten_as_the_checkpoint_knows_the_history(
+def test_the_file_is_rewritten_from_the_checkpoints_history(
     found: str, warning: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "metrics.jsonl").write_text(found)

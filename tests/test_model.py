@@ -24,7 +24,7 @@ def default_params() -> oracle.Tree:
 
 
 @pytest.mark.parametrize("hidden_sizes", [(), (7, 3)])
-def test_logits_are_the_oracles(hidden_sizes: tuple[int, ...]) -> None:
+def test_logits_match_the_oracle(hidden_sizes: tuple[int, ...]) -> None:
     model, rng = MLP(hidden_sizes, num_classes=4), np.random.default_rng(0)
     params = init(model, pixels=6)
     params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params)

@@ -25,7 +25,7 @@ RULES = [
 
 @pytest.mark.usefixtures("standard_dtypes")
 @pytest.mark.parametrize(("optimizer", "rule", "settings"), RULES)
-def test_a_hundred_updates_are_the_oracles(
+def test_a_hundred_updates_match_the_oracle(
     optimizer: Any, rule: Callable[..., np.ndarray], settings: dict[str, Any]
 ) -> None:
     rng = np.random.default_rng(0)

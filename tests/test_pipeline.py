@@ -12,9 +12,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mnist_jax.config import Config
-from mnist_jax.data.pipeline import Dataset, Examples, batch_rows, epoch_order, fingerprint
-
-from mnist_jax.data.pipeline import load_dataset, normalize, plan_batches, take_batch  # isort: skip
+from mnist_jax.data.pipeline import (
+    Dataset,
+    Examples,
+    batch_rows,
+    epoch_order,
+    fingerprint,
+    load_dataset,
+    normalize,
+    plan_batches,
+    take_batch,
+)
 from mnist_jax.data.sources import find_arrays
 
 
@@ -57,7 +65,7 @@ def test_the_validation_split_is_the_end_of_the_training_set(
     np.testing.assert_array_equal(held_out.examples.images, sample.examples.images)
 
 
-def test_the_fingerprint_tells_other_settings_and_other_examples(
+def test_the_fingerprint_differs_for_other_settings_and_other_examples(
     config: Config, sample: Dataset
 ) -> None:
     def differing(config: Config, dataset: Dataset) -> list[str]:

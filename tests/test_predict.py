@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -100,8 +101,9 @@ def test_standard_input_is_read_up_to_a_limit(
     run: Any, digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = (digits / "03.png").read_bytes()
-    for data, code in ((b"", 1), (b"\0" * 60_000_000, 1), (content, 0)):
-        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+    for data, code in ((None, 1), (b"", 1), (b"\0" * 60_000_000, 1), (content, 0)):
+        stdin = None if data is None else SimpleNamespace(buffer=io.BytesIO(data))
+        monkeypatch.setattr(sys, "stdin", stdin)
         found = run("-", digits / "03.png", "--json")
         assert found[0] == code
     objects = json.loads(found[1])
@@ -126,6 +128,11 @@ def test_show_refuses_a_wrong_place(
     code, _, err = run(digits / "03.png", "--show", digits / ".." / "digits" / "03.png")
     assert (code, "would overwrite" in err) == (2, True)
     assert (digits / "03.png").read_bytes() == before
+    (tmp_path / "seen").mkdir()
+    kept = shutil.copy(digits / "03.png", tmp_path / "seen" / "0001_03.png")
+    code, _, err = run(digits / "04.png", digits / "03.png", kept, "--show", tmp_path / "seen")
+    assert (code, f"would overwrite {kept}" in err) == (2, True)
+    assert os.listdir(tmp_path / "seen") == ["0001_03.png"]  # nothing is half done
     code, _, err = run(digits, "--show", tmp_path / "seen.png")
     assert (code, "one file for 12 pictures" in err) == (2, True)
 
@@ -206,7 +213,7 @@ def test_the_largest_pictures_are_read(name: str, sample_run: Result, tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("side", "suffix", "points"), [(28, "png", 0.5), (280, "jpg", 1.5)])
-def test_pictures_of_the_test_set_are_read_as_well_as_its_arrays(
+def test_pictures_of_the_test_set_score_like_its_arrays(
     side: int, suffix: str, points: float, full_run: Result, tmp_path: Path
 ) -> None:
     arrays = load_arrays("mnist", load_predictor(full_run.workdir).config)

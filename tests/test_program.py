@@ -54,8 +54,9 @@ class Options:
 def main(options):
     threading.Thread(target=time.sleep, args=(90,)).start()
     if "training" in sys.argv:
-        with Signals():
+        with Signals() as signals:
             os.kill(os.getpid(), signal.SIGTERM)
+            assert signals.received_anywhere()
         os.kill(os.getpid(), signal.SIGTERM)
         raise Interrupted(Path("run"))
     os.kill(os.getpid(), signal.SIGTERM)

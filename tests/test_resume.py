@@ -155,7 +155,7 @@ def test_a_resumed_epoch_reports_the_same_running_accuracy(
 def test_a_directory_that_is_moved_during_the_run_stops_it(
     config: Config, sample_run: Result, after_chunk: AfterChunk, tmp_path: Path
 ) -> None:
-    """The run leaves alone what is in its place."""
+    """Nothing is written at the old path."""
     here, moved = tmp_path / "run", tmp_path / "moved"
 
     def move() -> None:
@@ -200,7 +200,7 @@ def test_an_epoch_in_progress_counts_as_an_epoch(
     config: Config, interrupt: Any, tmp_path: Path
 ) -> None:
     interrupt(config, tmp_path, 5)
-    with pytest.raises(UsageError, match="is already in epoch 2; increase --num-epochs"):
+    with pytest.raises(UsageError, match=r"is already at step .*; increase --num-epochs"):
         train_and_evaluate(replace(config, num_epochs=1), tmp_path)
 
 
@@ -237,13 +237,20 @@ def test_a_run_that_fell_back_on_the_sample_continues_with_it(
     assert_same_run(train_and_evaluate(config, tmp_path / "run"), sample_run)
 
 
+@pytest.mark.parametrize("is_killed", [False, True])
 def test_a_crashed_run_whose_checkpoints_are_gone_is_refused(
-    config: Config, after_chunk: AfterChunk, tmp_path: Path
+    is_killed: bool, config: Config, after_chunk: AfterChunk, tmp_path: Path
 ) -> None:
-    """It crashes in its first epoch, before any metrics are written."""
-    after_chunk(3, crash)
+    """Also if it was killed before run.json said that a checkpoint exists, and then resumed."""
+    after_chunk(3, crash)  # in the first epoch, before any metrics are written
     with pytest.raises(ZeroDivisionError):
         train_and_evaluate(replace(config, checkpoint_every_steps=10), tmp_path)
+    if is_killed:
+        info = json.loads((tmp_path / "run.json").read_text())
+        (tmp_path / "run.json").write_text(json.dumps(info | {"saved": False}))
+        after_chunk(1, crash)
+        with pytest.raises(ZeroDivisionError):
+            train_and_evaluate(config, tmp_path)
     shutil.rmtree(tmp_path / "checkpoints")
     before = snapshot(tmp_path)
     with pytest.raises(RunError, match=f"the checkpoints of {tmp_path} are missing"):

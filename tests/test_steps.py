@@ -47,7 +47,7 @@ def test_loss_is_the_mean_over_the_examples_that_are_not_masked() -> None:
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
     np.testing.assert_allclose(metrics.loss_sum, expected * mask.sum(), rtol=1e-6)
     assert metrics.correct == (oracle.forward(params, images)[0].argmax(1) == labels).sum()
-    assert metrics.count == mask.sum()
+    assert metrics.num_examples == mask.sum()
 
 
 def test_padding_of_a_batch_has_no_influence() -> None:
@@ -58,7 +58,7 @@ def test_padding_of_a_batch_has_no_influence() -> None:
         # Relative to the largest entry: where terms cancel, their rounding errors remain.
         atol = 1e-6 * float(jnp.abs(without).max())
         np.testing.assert_allclose(with_padding, without, rtol=1e-6, atol=atol)
-    assert metrics.count == 3
+    assert metrics.num_examples == 3
 
 
 @pytest.fixture(scope="module")

@@ -72,6 +72,9 @@ def test_a_different_run_is_refused_field_by_field(tmp_path: Path) -> None:
         ("letter.txt", "Dear", "is not empty and holds no run"),
         ("run.json", '{"mnist_jax": "0.1.0"}', "has format 1; this version reads format 2"),
         ("run.json", '{"format": 2, "fing', "run.json is missing or damaged"),
+        ("run.json", '{"format": 2}', "run.json is missing or damaged"),
+        ("run.json", "[2]", "run.json is missing or damaged"),
+        ("thesis.incomplete", "Dear", "is not empty and holds no run"),
     ],
 )
 def test_a_directory_with_other_contents_is_refused_in_one_line_and_left_alone(

@@ -41,7 +41,7 @@ def main(options: Options) -> None:
     chunks = list(train_epoch(setup, init_train_state(setup), 1))
     _, first = chunks[0]
     test = evaluate_split(setup, chunks[-1][0], "test")
-    numbers |= {"losses": np.array(first.loss_sum)[:10] / np.array(first.count)[:10]}
+    numbers |= {"losses": np.array(first.loss_sum)[:10] / np.array(first.num_examples)[:10]}
     numbers |= {"accuracy": test.accuracy, "count": test.count, "devices": setup.mesh.size}
     if is_first_process():
         np.savez(options.out, **{name: np.array(value) for name, value in numbers.items()})

@@ -22,7 +22,7 @@ def main(directory: Path = DIRECTORY) -> None:
     images = images.astype(np.uint8).reshape(10, 500, 28, 28)
     labels = labels.astype(np.uint8).reshape(10, 500)
     for split, part in (("train", slice(0, 400)), ("t10k", slice(400, 500))):
-        # With the classes in turn, any part of the sample contains all of them.
+        # The classes alternate: ten successive digits are one of each class.
         split_images = images[:, part].swapaxes(0, 1).reshape(-1, 28, 28)
         split_labels = labels[:, part].swapaxes(0, 1).reshape(-1)
         write_idx(directory / f"{split}-images-idx3-ubyte.gz", split_images)

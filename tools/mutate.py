@@ -75,7 +75,7 @@ MUTATIONS = {
     ),
     "gradients of the sum instead of the mean": Mutation(
         "steps.py",
-        "return metrics.loss_sum / count.astype(jnp.float32), metrics",
+        "return metrics.loss_sum / num_examples.astype(jnp.float32), metrics",
         "return metrics.loss_sum, metrics",
     ),
 }

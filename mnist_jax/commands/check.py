@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mnist_jax.config import Config, RunOptions
+from mnist_jax.config import Config, RunOptions, reject
 from mnist_jax.data.pipeline import load_dataset
 from mnist_jax.runtime import devices
 from mnist_jax.runtime.cli import Platform
@@ -45,8 +45,9 @@ def main(options: Options) -> int:
 
     Every error becomes a reason in the object: a new version of JAX may raise anything.
     """
+    reject(options.config, "checkpoint_every_steps", "keep", "tensorboard")
     console.stderr = True  # only the object goes to stdout
-    report: dict[str, Any] = {"ok": False, **devices.package_versions("mnist_jax", "jax")}
+    report: dict[str, Any] = devices.package_versions("mnist_jax", "jax")
     try:
         devices.check_platform(options.require_platform)
         report["devices"] = devices.describe_devices()
@@ -57,7 +58,7 @@ def main(options: Options) -> int:
     except Exception as error:
         reasons = [f"{type(error).__name__}: {error}"]
         traceback.print_exc(file=sys.stderr)
-    print(json.dumps({**report, "ok": not reasons, "reasons": reasons}, indent=2))
+    print(json.dumps({"ok": not reasons, **report, "reasons": reasons}, indent=2))
     return 1 if reasons else 0
 
 
@@ -73,7 +74,7 @@ def measure(config: Config) -> dict[str, Any]:
         totals, chunks = Totals(), train_epoch(setup, state, epoch)
         for state, metrics in chunks:
             totals = totals.add(*metrics)
-            losses += list(np.asarray(metrics.loss_sum) / np.asarray(metrics.count))
+            losses += list(np.asarray(metrics.loss_sum) / np.asarray(metrics.num_examples))
         console.print(f"epoch {epoch}: running train loss {totals.loss:.4f}")
     first = [float(loss) for loss in losses[: len(LOSSES[dataset.name])]]
     test = evaluate_split(setup, state, "test")

@@ -34,7 +34,9 @@ def main(options: Options) -> None:
     predictor = load_predictor(options.workdir, only_digits=True)
     line = encode_png(255 * np.eye(28, dtype=np.uint8))
     recognize(predictor, line)  # compiles, so that the first request is fast
-    console.print(f"Draw a digit: {server.url_of(listener)} (Ctrl-C ends it)")
+    host, port = listener.getsockname()[:2]
+    host = f"[{host}]" if ":" in host else host
+    console.print(f"Draw a digit: http://{host}:{port} (Ctrl-C ends it)")
     server.serve(listener, lambda file: recognize(predictor, file))
 
 

@@ -67,7 +67,7 @@ def _print_tables(evaluation: Evaluation) -> None:
         console.print(f"{name}: {text}")
     confusion = report.confusion_rows(evaluation)
     _print_table(report.CLASS_COLUMNS, report.class_rows(evaluation))
-    console.print("Images of each class (row), by the class that they were read as (column):")
+    console.print("Images of each class (row) that were read as each class (column):")
     _print_table(["class", *(row[0] for row in confusion)], confusion)
 
 

@@ -35,15 +35,15 @@ def main(options: Options) -> None:
     data = bytes(export_predictor(load_predictor(options.workdir)).serialize())
     write_whole(out, data)
     console.print(
-        f"{options.out}: {len(data) / 1e6:.1f} MB; uint8 [batch, 28, 28], light on dark, to "
-        f"float32 [batch, 10], probabilities; for {', '.join(PLATFORMS)}"
+        f"{options.out}: {len(data) / 1e6:.1f} MB; in: uint8 [batch, 28, 28], light on dark; "
+        f"out: float32 [batch, 10], probabilities; for {', '.join(PLATFORMS)}"
     )
 
 
 def export_predictor(predictor: Predictor) -> export.Exported:
     """The network with its parameters as StableHLO, for any batch size.
 
-    Unlike `normalize`, the division is part of the program. XLA may compute it as a product, so
+    The program also divides by 255. XLA may compute this as a product, unlike `normalize`, so
     probabilities agree with those of `Predictor` only to about 1e-5.
     """
 

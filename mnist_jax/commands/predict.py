@@ -28,10 +28,10 @@ MAX_CHARTS = 10  # for more pictures, one line each
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Say which digits are in pictures of any size, dark on light or light on dark."""
+    """Name the digit in each picture: any size, dark on light or light on dark."""
 
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")] = ()
-    """Files that Pillow can read, folders of them (without subfolders), or - for standard input."""
+    """Image files, folders of them (without subfolders), or - for standard input."""
     workdir: Folder = None
     """The run to use. By default, the one under runs/ that finished last."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -49,8 +49,7 @@ def main(options: Options) -> int:
     files, names, pictures = _list_files(options.images), [], []
     for name in files:
         try:
-            content = sys.stdin.buffer.read(MAX_STDIN) if name == STDIN else Path(name)
-            pictures.append(images.read_image(content))
+            pictures.append(images.read_image(_read_stdin() if name == STDIN else Path(name)))
             names.append(name)
         except images.ImageError as error:
             print_error(f"{_printable(name)}: {error}")
@@ -60,6 +59,12 @@ def main(options: Options) -> int:
     print_results = _print_json if options.json else _print_charts
     print_results(names, predictor.probabilities(pixels))
     return 1 if len(names) < len(files) else 0
+
+
+def _read_stdin() -> bytes:
+    if sys.stdin is None:
+        raise images.ImageError("standard input is closed")
+    return sys.stdin.buffer.read(MAX_STDIN)
 
 
 def _list_files(words: tuple[str, ...]) -> list[str]:
@@ -78,7 +83,7 @@ def _printable(name: str) -> str:
 
 
 def _save(names: list[str], pictures: list[np.ndarray], path: Path, keep: list[str]) -> None:
-    """Saves one picture as the file `path`, or all in the folder `path`; never over `keep`."""
+    """Saves one picture as file `path`, or all in folder `path`. Never overwrites `keep`."""
     path = Path(os.path.expanduser(path))
     if path.suffix.lower() == ".png" and not path.is_dir():
         if len(names) > 1:
@@ -89,9 +94,10 @@ def _save(names: list[str], pictures: list[np.ndarray], path: Path, keep: list[s
             path.mkdir(parents=True, exist_ok=True)
         targets = [path / f"{i:04}_{Path(name).stem}.png" for i, name in enumerate(names)]
     kept = {os.path.realpath(name) for name in keep}
-    for target, picture in zip(targets, pictures, strict=True):
+    for target in targets:
         if os.path.realpath(target) in kept:
             raise UsageError(f"--show would overwrite {target}; choose another place")
+    for target, picture in zip(targets, pictures, strict=True):
         write_whole(target, images.encode_png(picture))
 
 

@@ -14,18 +14,16 @@ import tyro
 from rich.table import Table
 from scipy.special import stdtrit
 
-from mnist_jax.config import Config, RunOptions
+from mnist_jax.config import RunOptions, reject
 from mnist_jax.data import pipeline
 from mnist_jax.runtime import devices
 from mnist_jax.runtime.cli import Platform, Range
-from mnist_jax.runtime.errors import RunError, UsageError
+from mnist_jax.runtime.errors import RunError
 from mnist_jax.runtime.metric_writer import Totals
 from mnist_jax.runtime.program import console
 from mnist_jax.runtime.workdir import check_writable, write_json
 from mnist_jax.steps import TrainState, evaluate, init_state, split_seed, train_steps
 from mnist_jax.train import ADVICE, Setup, set_up
-
-UNUSED_SETTINGS = "steps_per_chunk", "checkpoint_every_steps", "keep", "tensorboard"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +42,7 @@ def main(options: Options) -> None:
     """Trains, prints a table, and writes the JSON file; RunError if some losses are not finite."""
     config = options.config
     dataclasses.replace(config, seed=config.seed + options.num_seeds - 1)  # checks the last seed
-    for name in UNUSED_SETTINGS:
-        if getattr(config, name) != getattr(Config, name):
-            raise UsageError(f"{name} is set, but has no effect on many seeds; leave it out")
+    reject(config, "steps_per_chunk", "checkpoint_every_steps", "keep", "tensorboard")
     devices.check_platform(options.require_platform)
     out = check_writable(options.out)
     started = time.perf_counter()
@@ -137,7 +133,7 @@ def compute_statistics(values: Sequence[float]) -> dict[str, Any] | None:
 
 
 def print_table(rows: list[dict[str, Any]], shown: str, statistics: dict[str, Any] | None) -> None:
-    """Prints the results of each seed on the training set and the split `shown`; statistics."""
+    """Prints each seed's results on the training set and on `shown`, then statistics."""
     table = Table("seed", f"{shown} accuracy, %", f"{shown} loss", "training accuracy, %")
     for row in rows:
         accuracy, train_accuracy = 100 * row[shown]["accuracy"], 100 * row["train"]["accuracy"]
@@ -147,9 +143,11 @@ def print_table(rows: list[dict[str, Any]], shown: str, statistics: dict[str, An
     if not statistics:
         return
     low, high = statistics["interval_95"]
+    rows = sorted(rows, key=lambda row: row[shown]["accuracy"])
     console.print(
         f"{shown.capitalize()} accuracy: mean {100 * statistics['mean']:.2f} %, "
         f"95 % interval of the mean {100 * low:.2f} to {100 * high:.2f} %\n"
         f"Standard deviation: {100 * statistics['standard_deviation']:.2f} points\n"
-        f"Best: {100 * statistics['best']:.2f} %; worst: {100 * statistics['worst']:.2f} %"
+        f"Best: seed {rows[-1]['seed']}, {100 * statistics['best']:.2f} %\n"
+        f"Worst: seed {rows[0]['seed']}, {100 * statistics['worst']:.2f} %"
     )

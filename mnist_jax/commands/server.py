@@ -30,12 +30,6 @@ def listen(host: str, port: int) -> socket.socket:
         raise RunError(f"cannot listen on --host {host} --port {port}: {reason}") from error
 
 
-def url_of(listener: socket.socket) -> str:
-    """The URL for a browser."""
-    host, port = listener.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-
 def serve(listener: socket.socket, answer: Answer) -> None:
     """Serves the page until SIGINT or SIGTERM; `answer` returns the JSON for an image file."""
     import uvicorn
@@ -49,7 +43,7 @@ def serve(listener: socket.socket, answer: Answer) -> None:
 
 
 def build_app(answer: Answer, is_local: bool) -> Any:
-    """The page as an ASGI application; if `is_local`, only under a name of this machine."""
+    """The page as an ASGI application. If `is_local`, Host must name this machine."""
     from anyio import CapacityLimiter, to_thread
     from starlette.applications import Starlette
     from starlette.requests import ClientDisconnect, Request
@@ -83,7 +77,7 @@ def build_app(answer: Answer, is_local: bool) -> Any:
 
     async def guarded(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http" and not is_allowed(Request(scope).headers, is_local):
-            await PlainTextResponse("only for this server's own page", 403)(scope, receive, send)
+            await PlainTextResponse("use the URL that `demo` printed", 403)(scope, receive, send)
         else:
             await app(scope, receive, send)
 
@@ -94,7 +88,7 @@ def is_allowed(headers: Mapping[str, str], is_local: bool) -> bool:
     """Whether a request comes from our own page, or from a program that is no browser.
 
     Browsers name the page that sends a request in Origin. If `is_local`, Host must be this machine:
-    the owner of another page could let a name of theirs lead to this address.
+    another site could let its host name lead to this address (DNS rebinding).
     """
     host = headers.get("host", "")
     try:

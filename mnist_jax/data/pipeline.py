@@ -28,7 +28,7 @@ class Examples(NamedTuple):
 class Dataset(NamedTuple):
     """All examples, and the rows of each split: train, test and, if held out, validation."""
 
-    name: str  # mnist_sample where mnist could not be loaded
+    name: str  # mnist_sample if mnist could not be loaded
     examples: Examples
     splits: dict[str, range]
 
@@ -48,7 +48,7 @@ def load_dataset(config: Config, workdir: str | Path | None = None) -> Dataset:
     num_train = num_all - config.validation_size
     if num_train < 1:
         size = config.validation_size
-        raise UsageError(f"validation_size is {size}; {name} has only {num_all} training examples")
+        raise UsageError(f"validation_size is {size}; for {name} it must be below {num_all}")
     splits = {"train": range(num_train), "test": range(num_all, num_all + num_test)}
     if config.validation_size:
         splits["validation"] = range(num_train, num_all)
@@ -91,7 +91,7 @@ def epoch_order(
 ) -> Int[np.ndarray, "steps batch"]:
     """The rows that each step of an epoch uses: all rows in random order, padded with -1.
 
-    The order depends only on key and epoch: a resumed run needs no stored generator.
+    The order depends only on key and epoch: a resume needs no stored random state.
     """
     high, low = np.asarray(_random_bits(key, epoch, num_examples)).astype(np.uint64)
     # Sorting 64-bit numbers in NumPy is seven times faster than jax.random.permutation on a CPU.

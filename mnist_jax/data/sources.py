@@ -69,7 +69,7 @@ def load_arrays(name: str, config: Config) -> Arrays:
     try:
         _write_cache(cache, name, arrays)
     except RunError as error:
-        log.warning(f"{error}; the next start will be as slow")
+        log.warning(f"{error}; the next start decodes again")
     return arrays
 
 

@@ -101,7 +101,7 @@ def read_splits(
 ) -> list[UInt8[np.ndarray, "..."]]:
     """Train images, train labels, test images and test labels, in the order TFDS stores them.
 
-    Uses the first of: what TFDS has prepared in `data_dir`, the four files in `manual_dir`, a
+    Uses what TFDS has prepared in `data_dir`; else the files in `manual_dir`; if it is None, a
     download. Raises DataError if they are missing, damaged, or cannot be prepared.
     """
     prepared = _prepared_directory(name, data_dir)
@@ -134,7 +134,7 @@ def prepare(name: str, data_dir: Path, manual_dir: Path | None) -> None:
             if name != "mnist_sample":
                 manual_dir = _find_files(builder.URL, manual_dir, Path(scratch))
             config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
-            with contextlib.redirect_stdout(None):  # TFDS prints sizes that it does not know
+            with contextlib.redirect_stdout(None):  # TFDS would print "Unknown size"
                 builder.download_and_prepare(download_dir=scratch, download_config=config)
     except (OSError, RuntimeError) as error:  # array_record raises RuntimeError on a full disk
         if _prepared_directory(name, data_dir).exists():
@@ -177,7 +177,7 @@ def download(base_url: str, directory: Path) -> None:
     """
     url = base_url + FILE_NAMES[0]
     try:
-        # First a short request, in a thread: the time-outs of requests ignore the name server.
+        # First a short request, in a thread: the `timeout` of requests.head excludes DNS.
         with ThreadPool(1) as pool:
             answer = pool.apply_async(requests.head, (url,), {"timeout": ANSWER_SECONDS})
             answer.get(timeout=ANSWER_SECONDS + 1)

@@ -39,7 +39,7 @@ class ClassScores:
     """How well the network does on one class. A fraction of nothing is None."""
 
     precision: float | None  # fraction of the predictions of this class that are correct
-    recall: float | None  # fraction of the examples of this class that are predicted as it
+    recall: float | None  # fraction of the examples of this class that are correct
     count: int  # number of the examples of this class
 
 

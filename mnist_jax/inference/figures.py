@@ -1,7 +1,7 @@
 """Every figure: each function takes arrays and returns a matplotlib Figure.
 
-The figures do not use pyplot, so nothing has to be closed. Colours are never the only difference:
-a hatch, a dash or a word says the same.
+The figures do not use pyplot, so nothing has to be closed. Curves differ in colour, marker and
+dash, and mistakes are also in words.
 """
 
 import io
@@ -10,13 +10,11 @@ import math
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree, Real
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 # Okabe & Ito (2008): colour-blind readers can tell these apart, too.
-BLUE, ORANGE, VERMILLION, GREY = "#0072B2", "#E69F00", "#D55E00", "0.45"
-MAX_UNITS = 10  # of a layer in the diagram of the network
+BLUE, ORANGE, VERMILLION = "#0072B2", "#E69F00", "#D55E00"
 
 Images = Real[Array | np.ndarray, "n height width"]
 Labels = Int[Array | np.ndarray, " n"]
@@ -37,7 +35,7 @@ def _new_axes(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _new_panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of this size in inches, with a table of axes, of which nothing is shown."""
+    """A figure of this size in inches, with a table of axes without frames or ticks."""
     figure = Figure(figsize=(width, height), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels:
@@ -59,39 +57,6 @@ def draw_digits(images: Real[Array | np.ndarray, "rows columns height width"]) -
     return figure
 
 
-def draw_network(params: PyTree) -> Figure:
-    """A diagram of the layers of an `MLP`, with their sizes."""
-    kernels = [params[f"Dense_{i}"]["kernel"].shape for i in range(len(params))]
-    sizes = [kernels[0][0], *(kernel[1] for kernel in kernels)]
-    names = ["pixels", *["units, relu"] * (len(sizes) - 2), "classes, softmax"]
-    figure, axes = _new_axes(2.3 * len(sizes), 3.3)
-    axes.axis("off")
-    axes.set(xlim=(-0.4, len(kernels) + 0.4), ylim=(-0.78, 0.7))
-    heights = []
-    for x, size in enumerate(sizes):
-        heights.append(_draw_units(axes, x, size))
-        axes.text(x, 0.62, f"{size:,} {names[x]}", ha="center", weight="bold")
-    for x, (fan_in, fan_out) in enumerate(kernels):
-        lines = [((x, a), (x + 1, b)) for a in heights[x] for b in heights[x + 1]]
-        axes.add_collection(LineCollection(lines, colors="0.8", linewidths=0.5, zorder=0))
-        text = f"kernel {fan_in} x {fan_out}, bias {fan_out}\n{(fan_in + 1) * fan_out:,} numbers"
-        axes.text(x + 0.5, -0.68, text, ha="center", va="center", color=GREY)
-    if sizes[-1] <= MAX_UNITS:
-        for label, y in enumerate(heights[-1]):
-            axes.text(len(kernels) + 0.08, y, str(label), va="center")
-    return figure
-
-
-def _draw_units(axes: Axes, x: int, size: int) -> Float[np.ndarray, " shown"]:
-    """Draws a layer, or the first and last three units of a large one; returns their heights."""
-    heights = np.linspace(0.5, -0.5, min(size, MAX_UNITS))
-    if size > MAX_UNITS:
-        heights = np.delete(heights, range(3, MAX_UNITS - 3))
-        axes.text(x, 0, "⋮", ha="center", va="center", size="xx-large")
-    axes.scatter(np.full(len(heights), x), heights, 90, color=BLUE, edgecolors="white")
-    return heights
-
-
 def draw_learning_curves(
     train: Float[np.ndarray, " epochs"],
     test: Float[np.ndarray, " epochs"],
@@ -101,7 +66,7 @@ def draw_learning_curves(
     """Two accuracies over the epochs, in percent. The area where `train` is higher is shaded.
 
     `train` and `test` are accuracies from 0 to 1 after each epoch. `final` adds the gap of the
-    final parameters: after how many epochs, and their accuracies on training set and test set.
+    final parameters: number of epochs, accuracy on the training set, and on the test set.
     """
     figure, axes = _new_axes(6.0, 3.4)
     epochs, train, test = np.arange(1, len(train) + 1), 100 * train, 100 * test
@@ -161,7 +126,7 @@ def draw_features(params: PyTree, columns: int = 6, rows: int = 5) -> Figure:
 def draw_predictions(
     images: Images, probabilities: Probabilities, labels: Labels, columns: int = 4
 ) -> Figure:
-    """Images. Above each, in words, the probabilities of its prediction and of its label."""
+    """Images. Above each, the prediction and the label, with their probabilities."""
     rows = -(-len(labels) // columns)
     figure, panels = _new_panels(rows, columns, 1.3 * columns, 1.75 * rows)
     for i, label in enumerate(np.asarray(labels)):

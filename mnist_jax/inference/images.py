@@ -58,7 +58,7 @@ def read_image(source: Path | bytes) -> UInt8[np.ndarray, "28 28"]:
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError("not an image, or of a format that Pillow does not know") from None
+        raise ImageError("not an image, or of a format that is not supported") from None
     except Image.DecompressionBombError:
         raise ImageError(TOO_LARGE) from None
     except Exception as error:  # Pillow raises many types on damaged files
@@ -76,7 +76,7 @@ def _read_file(path: Path) -> bytes:
 
 
 def _decode(content: bytes) -> Image.Image:
-    """Decodes a file after checking its size, and the picture's."""
+    """Checks the size of file and picture, then decodes it."""
     if not content:
         raise ImageError("empty")
     if len(content) > MAX_FILE_BYTES:

@@ -79,7 +79,7 @@ def read_config(workdir: Path) -> Config:
 def load_predictor(
     workdir: str | Path | None = None, dataset: Dataset | None = None, only_digits: bool = False
 ) -> Predictor:
-    """Loads the network of a run, which may be in training. Changes no file; raises RunError.
+    """Loads the network of a run, which may be in training. RunError if it is unusable.
 
     Args:
         workdir: the run directory; by default, the one under runs/ that finished last.

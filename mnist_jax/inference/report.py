@@ -69,12 +69,12 @@ def first_images(predictions: Predictions) -> Float[np.ndarray, "classes 10 28 2
 
 
 def format_report(predictor: Predictor, evaluation: Evaluation, pngs: dict[str, bytes]) -> str:
-    """The HTML page, with figures given by their names as the contents of PNG files."""
+    """The HTML page. `pngs` maps names of figures to contents of PNG files."""
     figures = {}
     for name, png in pngs.items():  # shown at half of their pixels: sharp on any screen
-        width, height = Image.open(io.BytesIO(png)).size
-        data = base64.b64encode(png).decode()
-        figures[name] = {"data": data, "width": width // 2, "height": height // 2}
+        width = Image.open(io.BytesIO(png)).width // 2
+        figures[name] = {"data": base64.b64encode(png).decode(), "width": width}
+    run = read_run_info(predictor.workdir)
     confusion = confusion_rows(evaluation)
     environment = Environment(autoescape=True, trim_blocks=True, undefined=StrictUndefined)
     return environment.from_string(TEMPLATE.read_text()).render(
@@ -86,7 +86,11 @@ def format_report(predictor: Predictor, evaluation: Evaluation, pngs: dict[str, 
         class_columns=CLASS_COLUMNS,
         confusion=confusion,
         confusion_columns=["class", *(row[0] for row in confusion)],
-        run=summarize_run(predictor).items(),
+        predictor=predictor,
+        run=run,
+        sizes=", ".join(f"{run[s]:,} {s}" for s in ("train", "validation", "test") if s in run),
+        here=package_versions("mnist_jax", "jax"),
+        devices=describe_devices(),
         settings=dataclasses.asdict(predictor.config).items(),
     )
 
@@ -123,18 +127,3 @@ def confusion_rows(evaluation: Evaluation) -> list[list[str]]:
     for i, counts in enumerate(evaluation.confusion_matrix.tolist()):
         rows.append([str(i), *(str(count) if count else "" for count in counts)])
     return rows
-
-
-def summarize_run(predictor: Predictor) -> dict[str, str]:
-    """Where the run is, its data, and what has trained and evaluated it."""
-    info, versions = read_run_info(predictor.workdir), package_versions("mnist_jax", "jax")
-    sizes = [f"{info[s]:,} {s}" for s in ("train", "validation", "test") if s in info]
-    trained = [f"{name} {info.get(name, 'unknown')}" for name in versions]
-    evaluated = [f"{name} {version}" for name, version in versions.items()]
-    return {
-        "Folder": str(predictor.workdir),
-        "After step": f"{predictor.step:,}",
-        "Dataset": f"{predictor.config.dataset}: {', '.join(sizes)}",
-        "Trained with": ", ".join([*trained, info.get("devices", "")]),
-        "Evaluated with": ", ".join([*evaluated, describe_devices()]),
-    }

@@ -52,7 +52,9 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         self._damaged: list[int] = []
         read_only = run_dir.is_read_only
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, cleanup_tmp_directories=not read_only, read_only=read_only
+            preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
         )
         try:
             if not read_only:
@@ -63,7 +65,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             raise RunError(f"{self._directory} cannot be opened: {error}") from error
 
     def save(self, step: int, tree: Any, progress: dict[str, Any]) -> None:
-        """Waits for the previous save, then starts this one. Raises RunError if either fails."""
+        """Waits for the previous save, starts this one. Its errors may come at the next call."""
         arrays = jax.tree.map(np.array, tree)  # a copy: training reuses the memory
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(arrays)):
             raise RunError(f"the state is not finite after step {step}, and is not saved")
@@ -143,8 +145,10 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         saved = item["saved"]
         if _digest_json(saved) != item["digest"]:
             raise ValueError("its record does not match its digest")
+        if saved["format"] != FORMAT:
+            raise RunError(f"{path} has format {saved['format']}, not {FORMAT}; {ADVICE}")
         if saved["step"] != step:
-            raise ValueError(f"it is that of step {saved['step']}")
+            raise ValueError(f"it holds step {saved['step']}")
         before = saved["fingerprint"] | saved["leaves"]
         now = self.run_dir.info["fingerprint"] | _describe_leaves(template)
         if different := differences(before, now):
@@ -166,7 +170,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
 
 
 def _find_refusal(error: Exception, path: Path) -> str | None:
-    """Why the system refuses to read a checkpoint, if it does; its bytes may be intact."""
+    """The system's reason not to read a checkpoint, whose bytes may be intact; or None."""
     for file in (path, *path.rglob("*")):  # Orbax reports an unreadable file as missing
         if not os.access(file, os.R_OK):
             return f"no permission for {file}"

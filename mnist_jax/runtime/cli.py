@@ -79,7 +79,7 @@ def parse(options: type[T], prog: str, args: Sequence[str] | None = None) -> T:
 
 
 def require_packages(extra: str, *names: str) -> None:
-    """Raises UsageError if a package is missing that the optional dependencies `extra` install."""
+    """Raises UsageError if one of the packages `names` is missing; `extra` installs them."""
     if not all(importlib.util.find_spec(name) for name in names):
         raise UsageError(f'{extra} needs {" and ".join(names)}: pip install -e ".[{extra}]"')
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 class UsageError(Exception):
-    """A wrong flag, setting or config file. Exit code 2. No ValueError: tyro would reword it."""
+    """A wrong flag, setting or config file. Exit code 2. tyro would reword a ValueError."""
 
 
 class RunError(Exception):
@@ -17,7 +17,7 @@ class DataError(RunError):
 
 
 class DownloadError(DataError):
-    """A download failed. A dataset that is already here may replace it."""
+    """A download failed. The caller may use another dataset instead."""
 
 
 class Interrupted(Exception):

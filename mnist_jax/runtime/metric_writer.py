@@ -84,7 +84,7 @@ class MetricWriter(contextlib.AbstractContextManager["MetricWriter"]):
             log.warning(f"{self._path} was missing or damaged and is rewritten; no epoch is lost")
         elif found.count("\n") > len(self.history) + 1:  # the last epoch may not have been saved
             last = len(self.history)
-            log.warning(f"checkpoints after epoch {last} are missing; those epochs are repeated")
+            log.warning(f"checkpoints after epoch {last} are missing; later epochs are repeated")
         write_whole(self._path, known)
 
     def write(self, record: dict[str, Any]) -> None:

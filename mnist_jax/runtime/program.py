@@ -50,7 +50,7 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
     A second Ctrl-C raises KeyboardInterrupt. A second SIGTERM does nothing: schedulers repeat it.
     """
 
-    stopping = False  # whether the newest instance has received a signal
+    stopping = False  # whether a signal is ending the run
 
     def __init__(self) -> None:
         self.received = False
@@ -66,7 +66,12 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
     def _note(self, number: int, frame: object) -> None:
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = Signals.stopping = True
+        self.received = True
+
+    def received_anywhere(self) -> bool:
+        """Whether a process of this run has received a signal. All processes get one answer."""
+        Signals.stopping = devices.any_process(self.received)
+        return Signals.stopping
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
@@ -109,7 +114,7 @@ def run_program(function: Callable[[], int | None]) -> int:
         code = 128 + signal.SIGINT
     except SystemExit as error:  # by the parser, or by SIGTERM
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
-    with contextlib.suppress(KeyboardInterrupt):  # the user does not want to wait
+    with contextlib.suppress(KeyboardInterrupt, SystemExit):  # a signal ends the wait
         devices.leave_processes(failed=code not in (0, INTERRUPTED))
     return code
 
@@ -144,7 +149,7 @@ def exit_now(code: int) -> NoReturn:
     os._exit(code)
 
 
-def start_processes(options: LaunchOptions) -> None:
+def prepare_process(options: LaunchOptions) -> None:
     """Connects the processes of a run, and checks the platform. Only the first process prints."""
     if options.distributed or options.coordinator_address:
         address = options.coordinator_address
@@ -158,7 +163,7 @@ def start_processes(options: LaunchOptions) -> None:
 def enable_compilation_cache() -> None:
     """Makes JAX keep compiled programs on the disk, unless JAX_COMPILATION_CACHE_DIR is set.
 
-    Each kind of processor, for which XLA compiles, has its own directory under the home directory.
+    XLA compiles for one kind of processor, so each kind has its own directory of programs.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return

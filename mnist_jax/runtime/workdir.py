@@ -15,6 +15,7 @@ import jax
 
 from mnist_jax.runtime.devices import check_same, is_first_process
 from mnist_jax.runtime.errors import Interrupted, RunError, UsageError
+from mnist_jax.runtime.program import console
 
 log = logging.getLogger(__name__)
 RUN_FILE = "run.json"
@@ -30,12 +31,14 @@ class RunDirectory(contextlib.AbstractContextManager["RunDirectory"]):
     """
 
     is_read_only = False  # see `open_read_only`
+    _is_changed = False
+    _lock: int | None = None
 
     def __init__(self, path: str | Path | None, fingerprint: dict[str, Any]) -> None:
         """Creates or opens the directory; by default, a new one, runs/DATE-TIME.
 
-        Raises an error if it holds other files, or a run with another fingerprint: everything that
-        determines the results of a run, as JSON.
+        Raises RunError if it holds other files, UsageError if a run with another fingerprint, which
+        is everything that determines the results of a run, as JSON.
         """
         if path is None and jax.process_count() > 1:
             raise UsageError("several processes need a directory that they share: --workdir DIR")
@@ -44,7 +47,6 @@ class RunDirectory(contextlib.AbstractContextManager["RunDirectory"]):
         names = sorted(checkpoint.name for checkpoint in self.path.glob("checkpoints/*"))
         check_same(fingerprint | {"checkpoints": names})
         self.info: dict[str, Any] = {}
-        self._is_changed = False
         self._lock = _create_and_lock(self.path) if is_first_process() else None
         try:
             self._open(fingerprint)
@@ -60,18 +62,36 @@ class RunDirectory(contextlib.AbstractContextManager["RunDirectory"]):
         return run_dir
 
     def _open(self, fingerprint: dict[str, Any]) -> None:
-        if is_first_process():
-            for leftover in self.path.glob(f"*{INCOMPLETE}"):  # of processes that were killed
-                leftover.unlink()
         if (self.path / RUN_FILE).exists():
             self.info = read_run_info(self.path)
             self.info.pop("error", None)  # of the previous attempt
             if different := differences(self.info["fingerprint"], fingerprint):
                 raise UsageError(f"cannot resume {self.path}: {different}; use another --workdir")
         else:
-            if is_first_process() and any(self.path.iterdir()):
-                raise RunError(f"{self.path} is not empty and holds no run; use another --workdir")
+            if is_first_process():
+                leftovers = set(self.path.glob(f"{RUN_FILE}.[0-9]*{INCOMPLETE}"))  # after a kill
+                if set(self.path.iterdir()) - leftovers:
+                    message = "is not empty and holds no run; use another --workdir"
+                    raise RunError(f"{self.path} {message}")
+                for leftover in leftovers:
+                    leftover.unlink(missing_ok=True)
             self.update(format=FORMAT, fingerprint=fingerprint, saved=False)
+
+    def begin(self, step: int, last_step: int) -> None:
+        """Says where the run starts. Raises UsageError if that is after its last step."""
+        if step > last_step:
+            now = f"{self.path} is already at step {step}; this config ends at step {last_step}"
+            raise UsageError(f"{now}; increase --num-epochs")
+        if step == last_step:
+            console.print(f"{self.path} is finished")
+        elif step:
+            console.print(f"Resuming {self.path} after step {step:,}")
+            if is_first_process():
+                (self.path / "result.json").unlink(missing_ok=True)  # the result of fewer epochs
+        elif "status" in self.info:
+            console.print(f"{self.path} has no checkpoint yet; starting from the beginning")
+        # A kill between a save and this note would hide that a checkpoint exists.
+        self.update(status="running", saved=step > 0)
 
     def update(self, **values: Any) -> None:
         """Changes some values of run.json."""
@@ -136,13 +156,17 @@ def _status(error: BaseException | None) -> dict[str, str]:
 
 def read_run_info(path: Path) -> dict[str, Any]:
     """The content of run.json; RunError if it is missing, damaged, or in another format."""
+    damaged = RunError(f"{path / RUN_FILE} is missing or damaged; use another --workdir")
     try:
         info = json.loads((path / RUN_FILE).read_text())
     except (ValueError, FileNotFoundError, NotADirectoryError) as error:
-        raise RunError(f"{path / RUN_FILE} is missing or damaged; use another --workdir") from error
-    found = info.get("format", 1)
-    if found != FORMAT:
+        raise damaged from error
+    if not isinstance(info, dict):
+        raise damaged
+    if (found := info.get("format", 1)) != FORMAT:
         raise RunError(f"{path} has format {found}; this version reads format {FORMAT} only")
+    if not {"fingerprint", "saved"} <= info.keys():
+        raise damaged
     return info
 
 
