@@ -4,7 +4,7 @@
     python benchmarks/contestants.py NAME MNIST.npz --num-epochs 5  # train and test
 
 All contestants get the same arrays. Each epoch has 469 steps in a new random order; the last batch
-has 96 examples. All compute the running loss and accuracy. Each is written as its users write it.
+has 96 examples. All compute the running loss and accuracy. Each is code as its users write it.
 """
 
 import argparse

@@ -83,7 +83,7 @@ def draw(measured: dict[str, dict[int, float]], path: Path) -> None:
 
 
 def draw_panel(axes: Any, name: str, points: dict[int, float]) -> None:
-    """Draws seconds against sizes, and a line in proportion to the size of the lesson."""
+    """Draws seconds against sizes, and a proportional line through the lesson's point."""
     sizes = np.array(list(points))
     axes.loglog(sizes, list(points.values()), "o-", color="tab:blue", label="measured")
     if name in LESSON:

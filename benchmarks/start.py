@@ -20,7 +20,7 @@ ROUNDS = 5
 
 
 class StopWatch:
-    """Prints the seconds of each stage since the one before."""
+    """Prints how many seconds each stage took."""
 
     def __init__(self, started: float) -> None:
         self.last = started
