@@ -10,7 +10,7 @@ from mnist_jax.config import RunOptions
 from mnist_jax.data.pipeline import epoch_order, load_dataset, take_batch
 from mnist_jax.runtime.cli import LaunchOptions
 from mnist_jax.runtime.devices import is_first_process, make_mesh, split_batches
-from mnist_jax.runtime.program import run_command, start_processes
+from mnist_jax.runtime.program import prepare_process, run_command
 from mnist_jax.steps import loss_fn, split_seed, train_steps
 from mnist_jax.train import evaluate_split, init_train_state, set_up, train_epoch
 
@@ -23,7 +23,7 @@ class Options(LaunchOptions, RunOptions):
 
 
 def main(options: Options) -> None:
-    start_processes(options)
+    prepare_process(options)
     setup = set_up(options.config, load_dataset(options.config), make_mesh())
     examples, num_train = setup.dataset.examples, len(setup.dataset.splits["train"])
     _, order_key = split_seed(options.config.seed)
