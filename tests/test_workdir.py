@@ -21,7 +21,8 @@ def read_run(path: Path) -> dict[str, Any]:
 
 
 def test_run_json_records_the_run_and_how_it_ended(tmp_path: Path) -> None:
-    (tmp_path / "run.json.1.incomplete").write_text('{"form')  # left by a process that was killed
+    for name in ("run.json.12", "metrics.jsonl.3"):  # left by a process that was killed
+        (tmp_path / f"{name}.incomplete").write_text('{"form')
     with RunDirectory(tmp_path, FINGERPRINT) as folder:
         folder.update(status="running", devices="1 cpu")
     expected = {"format": 2, "fingerprint": FINGERPRINT, "saved": False, "devices": "1 cpu"}

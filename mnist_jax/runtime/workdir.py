@@ -62,20 +62,20 @@ class RunDirectory(contextlib.AbstractContextManager["RunDirectory"]):
         return run_dir
 
     def _open(self, fingerprint: dict[str, Any]) -> None:
+        leftovers: set[Path] = set()  # temporary files of this run's processes that were killed
+        for name in (RUN_FILE, "config.json", "result.json", "metrics.jsonl"):
+            leftovers |= set(self.path.glob(f"{name}.[0-9]*{INCOMPLETE}"))
         if (self.path / RUN_FILE).exists():
             self.info = read_run_info(self.path)
             self.info.pop("error", None)  # of the previous attempt
             if different := differences(self.info["fingerprint"], fingerprint):
                 raise UsageError(f"cannot resume {self.path}: {different}; use another --workdir")
         else:
-            if is_first_process():
-                leftovers = set(self.path.glob(f"{RUN_FILE}.[0-9]*{INCOMPLETE}"))  # after a kill
-                if set(self.path.iterdir()) - leftovers:
-                    message = "is not empty and holds no run; use another --workdir"
-                    raise RunError(f"{self.path} {message}")
-                for leftover in leftovers:
-                    leftover.unlink(missing_ok=True)
+            if is_first_process() and set(self.path.iterdir()) - leftovers:
+                raise RunError(f"{self.path} is not empty and holds no run; use another --workdir")
             self.update(format=FORMAT, fingerprint=fingerprint, saved=False)
+        for leftover in leftovers if is_first_process() else ():
+            leftover.unlink(missing_ok=True)
 
     def begin(self, step: int, last_step: int) -> None:
         """Says where the run starts. Raises UsageError if that is after its last step."""
