@@ -105,15 +105,16 @@ def run_program(function: Callable[[], int | None]) -> int:
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax also raises what it logs.
     enable_compilation_cache()
     try:
-        code = function() or 0
-        sys.stdout.flush()  # fails here if the disk is full
+        try:
+            code = function() or 0
+        except SystemExit as error:  # by the parser, or by SIGTERM
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        sys.stdout.flush()  # fails here if the disk is full, or the reader has gone
     except Exception as error:
         code = report_error(error)
     except KeyboardInterrupt:
         print_error("interrupted")
         code = 128 + signal.SIGINT
-    except SystemExit as error:  # by the parser, or by SIGTERM
-        code = error.code if isinstance(error.code, int) else int(error.code is not None)
     with contextlib.suppress(KeyboardInterrupt, SystemExit):  # a signal ends the wait
         devices.leave_processes(failed=code not in (0, INTERRUPTED))
     return code
