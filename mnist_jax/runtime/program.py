@@ -102,7 +102,8 @@ def run_program(function: Callable[[], int | None]) -> int:
     """
     logging.basicConfig(format="%(levelname)s: %(message)s")
     logging.getLogger(PACKAGE).setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax also raises what it logs.
+    for name in ("absl", "asyncio"):  # Orbax also raises what it logs and what its tasks raise.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     enable_compilation_cache()
     try:
         try:
@@ -133,7 +134,7 @@ def report_error(error: Exception) -> int:
         print_error(f"error: {error}")
     elif isinstance(error, MemoryError) or re.search(OUT_OF_MEMORY, str(error)):
         print_error(f"error: not enough memory ({first_line}). Try a smaller batch or network")
-    elif isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+    elif jax.process_count() > 1 and re.match("[A-Z_]{5,}: ", first_line):  # a status of XLA
         print_error(f"error: another process of this run has probably failed ({first_line})")
     else:
         traceback.print_exception(error)
